@@ -1,0 +1,43 @@
+//! Compiles `proto/` without a system protoc and keeps the descriptors for reflection and JSON.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use prost::Message as _;
+
+const AREAS: [&str; 8] =
+    ["cluster", "command", "discovery", "event", "kv", "lock", "raft", "session"];
+
+/// Grows with each commit, so that the version names the commit that was built.
+const GIT_LOG: &str = ".git/logs/HEAD";
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    if Path::new(GIT_LOG).exists() {
+        println!("cargo:rerun-if-changed={GIT_LOG}");
+    }
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
+
+    let files = AREAS.map(|area| format!("proto/quorate/{area}/v1/{area}.proto"));
+    let descriptors = protox::compile(files, ["proto"])?;
+    fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+
+    tonic_prost_build::configure()
+        .bytes(".quorate")
+        .btree_map(".quorate")
+        .compile_fds(descriptors)?;
+
+    println!("cargo:rustc-env=QUORATE_COMMIT={}", commit().unwrap_or_default());
+    Ok(())
+}
+
+/// The commit that is built, where the tree is a checkout and git is there.
+fn commit() -> Option<String> {
+    let answer = std::process::Command::new("git")
+        .args(["rev-parse", "--short=12", "HEAD"])
+        .output()
+        .ok()?;
+    answer.status.success().then(|| String::from_utf8_lossy(&answer.stdout).trim().to_owned())
+}
