@@ -1,7 +1,10 @@
 //! Quorate: a coordination and event-streaming server on one Raft log.
 
+pub mod lab;
 pub mod machine;
 pub mod node;
+pub mod observe;
 pub mod pb;
 pub mod raft;
+pub mod server;
 pub mod types;

@@ -1,0 +1,342 @@
+//! A node's configuration and the checks that it must pass before anything is opened.
+//!
+//! [`Config`] is what was said, [`ValidConfig`] what a server can be started from. Nothing here
+//! touches the disk or the network.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+
+use serde::Deserialize;
+
+use crate::types::{Duration, NodeId};
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Everything that can be set about a node. See [`Config::validate`] for the bounds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The node's id, at least 1, unique in its cluster, never changed. There is no default.
+    pub id: u64,
+    /// Where the node keeps everything. There is no default.
+    pub data_dir: PathBuf,
+    /// Where clients connect: `IP:PORT`; port 0 takes any free one.
+    pub listen: String,
+    /// Where peers connect: `IP:PORT`; port 0 takes any free one.
+    pub peer_listen: String,
+    /// Where health and metrics are served over HTTP: `IP:PORT`; port 0 takes any free one.
+    pub admin_listen: String,
+    /// The address that clients are told: `HOST:PORT`; empty is the one listened on.
+    pub advertise: String,
+    /// The address that peers are told: `HOST:PORT`; empty is this node's entry in
+    /// `initial_cluster`, else the one listened on.
+    pub peer_advertise: String,
+    /// Lets an empty data directory found a cluster.
+    pub bootstrap: bool,
+    /// The members and their peer addresses: `1=HOST:PORT,2=HOST:PORT`.
+    pub initial_cluster: String,
+    /// Permits to listen on an address that is not loopback, without TLS.
+    pub insecure_listen: bool,
+    /// How log lines are written.
+    pub log_format: LogFormat,
+    /// What is logged: a level, or directives such as `info,quorate::raft=debug`.
+    pub log_level: String,
+    /// Stops the node when its standard input closes; `up` sets it for its children.
+    pub stop_on_stdin_close: bool,
+    /// How often a leader tells its followers that it lives; 5 ms to 10 s.
+    pub heartbeat_interval: Duration,
+    /// The shortest silence after which a follower stands for election; at least 3 heartbeats.
+    pub election_timeout_min: Duration,
+    /// The longest such silence; more than the shortest.
+    pub election_timeout_max: Duration,
+    /// How many bytes of applied log are kept for followers that lag; at least 1 MiB.
+    pub retained_log_bytes: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            id: 0,
+            data_dir: PathBuf::new(),
+            listen: "127.0.0.1:7401".to_owned(),
+            peer_listen: "127.0.0.1:7411".to_owned(),
+            admin_listen: "127.0.0.1:7421".to_owned(),
+            advertise: String::new(),
+            peer_advertise: String::new(),
+            bootstrap: false,
+            initial_cluster: String::new(),
+            insecure_listen: false,
+            log_format: LogFormat::Text,
+            log_level: "info".to_owned(),
+            stop_on_stdin_close: false,
+            heartbeat_interval: Duration::from_millis(50),
+            election_timeout_min: Duration::from_millis(300),
+            election_timeout_max: Duration::from_millis(600),
+            retained_log_bytes: 32 << 20,
+        }
+    }
+}
+
+/// A configuration that a server can be started from.
+#[derive(Clone, Debug)]
+pub struct ValidConfig {
+    pub(crate) id: NodeId,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) listen: SocketAddr,
+    pub(crate) peer_listen: SocketAddr,
+    pub(crate) admin_listen: SocketAddr,
+    pub(crate) advertise: Option<String>,
+    pub(crate) peer_advertise: Option<String>,
+    pub(crate) bootstrap: bool,
+    pub(crate) initial_cluster: BTreeMap<NodeId, String>,
+    pub(crate) stop_on_stdin_close: bool,
+    pub(crate) heartbeat_interval: Duration,
+    pub(crate) election_timeout_min: Duration,
+    pub(crate) election_timeout_max: Duration,
+    pub(crate) retained_log_bytes: u64,
+}
+
+/// Why a configuration was refused. Each text names the setting and what it must be.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The text is not what a settings file holds.
+    #[error("{0}")]
+    Syntax(String),
+    /// A settings file could not be used.
+    #[error("{}: {why}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A setting is missing or out of bounds.
+    #[error("{setting}: {why}")]
+    Setting {
+        /// The setting's name as a flag.
+        setting: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl Config {
+    /// Checks everything that can be checked without touching disk or network.
+    ///
+    /// # Errors
+    /// The first setting that does not fit.
+    pub fn validate(self) -> Result<ValidConfig, ConfigError> {
+        if self.id == 0 {
+            return refuse("--id", "give this node an id of 1 or more");
+        }
+        if self.data_dir.as_os_str().is_empty() {
+            return refuse("--data-dir", "say where this node keeps its data");
+        }
+        self.check_times()?;
+        let id = NodeId::new(self.id);
+        let listen = self.listener("--listen", &self.listen)?;
+        let peer_listen = self.listener("--peer-listen", &self.peer_listen)?;
+        let admin_listen = self.listener("--admin-listen", &self.admin_listen)?;
+        let advertise = advertised("--advertise", &self.advertise)?;
+        let initial_cluster = parse_cluster(&self.initial_cluster)?;
+        if self.bootstrap && initial_cluster.is_empty() {
+            return refuse(
+                "--bootstrap",
+                "name the members with --initial-cluster 1=HOST:PORT,...",
+            );
+        }
+        if !initial_cluster.is_empty() && !initial_cluster.contains_key(&id) {
+            let why = format!("node {id} is not among the members");
+            return refuse("--initial-cluster", why);
+        }
+        let peer_advertise = advertised("--peer-advertise", &self.peer_advertise)?
+            .or_else(|| initial_cluster.get(&id).cloned());
+        Ok(ValidConfig {
+            id,
+            data_dir: self.data_dir,
+            listen,
+            peer_listen,
+            admin_listen,
+            advertise,
+            peer_advertise,
+            bootstrap: self.bootstrap,
+            initial_cluster,
+            stop_on_stdin_close: self.stop_on_stdin_close,
+            heartbeat_interval: self.heartbeat_interval,
+            election_timeout_min: self.election_timeout_min,
+            election_timeout_max: self.election_timeout_max,
+            retained_log_bytes: self.retained_log_bytes,
+        })
+    }
+
+    fn check_times(&self) -> Result<(), ConfigError> {
+        let (shortest, longest) = (Duration::from_millis(5), Duration::from_secs(10));
+        if !(shortest..=longest).contains(&self.heartbeat_interval) {
+            return refuse("--heartbeat-interval", "must lie between 5ms and 10s");
+        }
+        if self.election_timeout_min < self.heartbeat_interval * 3 {
+            return refuse("--election-timeout-min", "must be at least 3 heartbeat intervals");
+        }
+        if self.election_timeout_max <= self.election_timeout_min {
+            return refuse("--election-timeout-max", "must be longer than --election-timeout-min");
+        }
+        if self.retained_log_bytes < 1 << 20 {
+            return refuse("--retained-log-bytes", "must be at least 1 MiB (1048576)");
+        }
+        Ok(())
+    }
+
+    fn listener(&self, setting: &'static str, text: &str) -> Result<SocketAddr, ConfigError> {
+        let Ok(address) = text.parse::<SocketAddr>() else {
+            return refuse(setting, format!("`{text}` is not IP:PORT, such as 127.0.0.1:7401"));
+        };
+        if !address.ip().is_loopback() && !self.insecure_listen {
+            let why = format!(
+                "{address} is not loopback and there is no TLS; pass --insecure-listen to accept that"
+            );
+            return refuse(setting, why);
+        }
+        Ok(address)
+    }
+}
+
+fn refuse<T>(setting: &'static str, why: impl Into<String>) -> Result<T, ConfigError> {
+    Err(ConfigError::Setting { setting, why: why.into() })
+}
+
+/// An address to be told to others; one that nobody can connect to is refused.
+fn advertised(setting: &'static str, text: &str) -> Result<Option<String>, ConfigError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let parts = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+    let Some(port) = parts.and_then(|(_, port)| port.parse::<u16>().ok()) else {
+        return refuse(setting, format!("`{text}` is not HOST:PORT"));
+    };
+    if port == 0 {
+        return refuse(setting, format!("`{text}` has no port that others could connect to"));
+    }
+    if text.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_unspecified()) {
+        return refuse(setting, format!("`{text}` is no address that others could connect to"));
+    }
+    Ok(Some(text.to_owned()))
+}
+
+/// Reads `1=HOST:PORT,2=HOST:PORT`.
+fn parse_cluster(text: &str) -> Result<BTreeMap<NodeId, String>, ConfigError> {
+    let setting = "--initial-cluster";
+    let mut members = BTreeMap::new();
+    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        let parsed = part.split_once('=').and_then(|(id, address)| {
+            let id = id.trim().parse::<u64>().ok().filter(|id| *id > 0)?;
+            Some((NodeId::new(id), address.trim()))
+        });
+        let Some((id, address)) = parsed else {
+            return refuse(setting, format!("`{part}` is not ID=HOST:PORT"));
+        };
+        let Some(address) = advertised(setting, address)? else {
+            return refuse(setting, format!("`{part}` names no address"));
+        };
+        if members.values().any(|other| *other == address) {
+            return refuse(setting, format!("{address} is there twice"));
+        }
+        if members.insert(id, address).is_some() {
+            return refuse(setting, format!("node {id} is there twice"));
+        }
+    }
+    Ok(members)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> Config {
+        Config {
+            id: 2,
+            data_dir: "data".into(),
+            bootstrap: true,
+            initial_cluster: "1=127.0.0.1:7411, 2=127.0.0.1:7412,3=127.0.0.1:7413".to_owned(),
+            ..Config::default()
+        }
+    }
+
+    /// The refusal of a good configuration after `change`.
+    fn refusal(change: impl FnOnce(&mut Config)) -> String {
+        let mut config = good();
+        change(&mut config);
+        config.validate().expect_err("must be refused").to_string()
+    }
+
+    #[test]
+    fn a_good_configuration_passes() {
+        let valid = good().validate().expect("valid");
+        assert_eq!(valid.initial_cluster.len(), 3);
+        assert_eq!(valid.peer_advertise.as_deref(), Some("127.0.0.1:7412"));
+        assert_eq!(valid.advertise, None);
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        assert!(refusal(|c| c.id = 0).starts_with("--id"));
+        assert!(refusal(|c| c.data_dir = PathBuf::new()).starts_with("--data-dir"));
+        assert!(refusal(|c| c.initial_cluster = String::new()).starts_with("--bootstrap"));
+    }
+
+    #[test]
+    fn another_address_than_loopback_has_to_be_meant() {
+        for open in ["0.0.0.0:7401", "10.1.2.3:7401", "[::]:7401"] {
+            let why = refusal(|c| c.listen = open.to_owned());
+            assert!(why.contains("--insecure-listen"), "{why}");
+            let mut config = good();
+            config.listen = open.to_owned();
+            config.insecure_listen = true;
+            config.validate().expect("it was meant");
+        }
+        let mut config = good();
+        config.peer_listen = "127.9.9.9:0".to_owned();
+        config.validate().expect("all of 127.0.0.0/8 is loopback");
+    }
+
+    #[test]
+    fn an_address_nobody_can_reach_is_not_advertised() {
+        assert!(refusal(|c| c.advertise = "0.0.0.0:7401".into()).starts_with("--advertise"));
+        assert!(refusal(|c| c.advertise = "host:0".into()).starts_with("--advertise"));
+        assert!(refusal(|c| c.peer_advertise = "host".into()).starts_with("--peer-advertise"));
+    }
+
+    #[test]
+    fn the_members_must_fit() {
+        let cases = [
+            ("1=127.0.0.1:1", "node 2 is not among"),
+            ("2=127.0.0.1:1,2=127.0.0.1:2", "there twice"),
+            ("1=127.0.0.1:1,2=127.0.0.1:1", "there twice"),
+            ("2", "is not ID=HOST:PORT"),
+            ("0=127.0.0.1:1,2=127.0.0.1:2", "is not ID=HOST:PORT"),
+            ("2=nowhere", "is not HOST:PORT"),
+        ];
+        for (members, expected) in cases {
+            let why = refusal(|c| c.initial_cluster = members.to_owned());
+            assert!(why.starts_with("--initial-cluster") && why.contains(expected), "{why}");
+        }
+    }
+
+    #[test]
+    fn timeouts_leave_room_for_heartbeats() {
+        let ms = Duration::from_millis;
+        assert!(refusal(|c| c.heartbeat_interval = ms(1)).starts_with("--heartbeat-interval"));
+        assert!(refusal(|c| c.heartbeat_interval = ms(101)).starts_with("--election-timeout-min"));
+        assert!(
+            refusal(|c| c.election_timeout_max = ms(300)).starts_with("--election-timeout-max")
+        );
+        assert!(refusal(|c| c.retained_log_bytes = 0).starts_with("--retained-log-bytes"));
+    }
+}

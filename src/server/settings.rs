@@ -1,0 +1,174 @@
+//! Settings as a person gives them: flags and variables over a TOML file over the defaults.
+//!
+//! A layer says only what it sets. This file merges layers and never judges a value; that is
+//! `Config::validate`'s duty.
+
+use std::{fs, path::Path, path::PathBuf};
+
+use serde::{Deserialize, Deserializer, de::Error as _};
+
+use crate::{
+    server::{Config, ConfigError, LogFormat},
+    types::Duration,
+};
+
+/// One layer of settings: what a flag, a variable or the file sets, nothing else. The names are
+/// those of the TOML file; unknown names in it are refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// [`Config::id`].
+    pub id: Option<u64>,
+    /// [`Config::data_dir`].
+    pub data_dir: Option<PathBuf>,
+    /// [`Config::listen`].
+    pub listen: Option<String>,
+    /// [`Config::peer_listen`].
+    pub peer_listen: Option<String>,
+    /// [`Config::admin_listen`].
+    pub admin_listen: Option<String>,
+    /// [`Config::advertise`].
+    pub advertise: Option<String>,
+    /// [`Config::peer_advertise`].
+    pub peer_advertise: Option<String>,
+    /// [`Config::bootstrap`].
+    pub bootstrap: Option<bool>,
+    /// [`Config::initial_cluster`].
+    pub initial_cluster: Option<String>,
+    /// [`Config::insecure_listen`].
+    pub insecure_listen: Option<bool>,
+    /// [`Config::log_format`].
+    pub log_format: Option<LogFormat>,
+    /// [`Config::log_level`].
+    pub log_level: Option<String>,
+    /// [`Config::stop_on_stdin_close`].
+    #[serde(skip)]
+    pub stop_on_stdin_close: Option<bool>,
+    /// [`Config::heartbeat_interval`], such as `50ms`.
+    #[serde(deserialize_with = "duration_text")]
+    pub heartbeat_interval: Option<Duration>,
+    /// [`Config::election_timeout_min`], such as `300ms`.
+    #[serde(deserialize_with = "duration_text")]
+    pub election_timeout_min: Option<Duration>,
+    /// [`Config::election_timeout_max`], such as `600ms`.
+    #[serde(deserialize_with = "duration_text")]
+    pub election_timeout_max: Option<Duration>,
+    /// [`Config::retained_log_bytes`].
+    pub retained_log_bytes: Option<u64>,
+}
+
+macro_rules! first {
+    ($upper:ident, $lower:ident; $($field:ident),+ $(,)?) => {
+        Settings { $($field: $upper.$field.or($lower.$field)),+ }
+    };
+}
+
+macro_rules! fill {
+    ($settings:ident, $defaults:ident; $($field:ident),+ $(,)?) => {
+        Config { $($field: $settings.$field.unwrap_or($defaults.$field)),+ }
+    };
+}
+
+impl Settings {
+    /// Reads a layer from TOML.
+    ///
+    /// # Errors
+    /// Where it is not TOML, names something unknown or holds a value of another kind.
+    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error| ConfigError::Syntax(error.to_string()))
+    }
+
+    /// Reads a layer from a TOML file.
+    ///
+    /// # Errors
+    /// Where the file cannot be read, and as [`Settings::from_toml`].
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path)
+            .map_err(|error| ConfigError::File { path: path.to_owned(), why: error.to_string() })?;
+        Self::from_toml(&text)
+            .map_err(|error| ConfigError::File { path: path.to_owned(), why: error.to_string() })
+    }
+
+    /// This layer on top of `lower`.
+    #[must_use]
+    pub fn over(self, lower: Self) -> Self {
+        let upper = self;
+        first!(upper, lower; id, data_dir, listen, peer_listen, admin_listen, advertise,
+            peer_advertise, bootstrap, initial_cluster, insecure_listen, log_format, log_level,
+            stop_on_stdin_close, heartbeat_interval, election_timeout_min, election_timeout_max,
+            retained_log_bytes)
+    }
+
+    /// This layer on top of the defaults.
+    #[must_use]
+    pub fn over_defaults(self) -> Config {
+        let (settings, defaults) = (self, Config::default());
+        fill!(settings, defaults; id, data_dir, listen, peer_listen, admin_listen, advertise,
+            peer_advertise, bootstrap, initial_cluster, insecure_listen, log_format, log_level,
+            stop_on_stdin_close, heartbeat_interval, election_timeout_min, election_timeout_max,
+            retained_log_bytes)
+    }
+}
+
+/// Reads a span such as `250ms`, `5s`, `1.5s`, `2m` or `1h`.
+///
+/// # Errors
+/// A sentence that names the text and the units.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let refuse = || format!("`{text}` is not a duration such as 250ms, 5s, 2m or 1h");
+    let split = text.find(|c: char| c.is_ascii_alphabetic()).ok_or_else(refuse)?;
+    let (number, unit) = text.split_at(split);
+    let number: f64 = number.parse().map_err(|_| refuse())?;
+    let seconds = match unit {
+        "us" => 1e-6,
+        "ms" => 1e-3,
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3_600.0,
+        "d" => 86_400.0,
+        _ => return Err(refuse()),
+    };
+    Duration::try_from_secs_f64(number * seconds).map_err(|_| refuse())
+}
+
+fn duration_text<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(input)?;
+    parse_duration(&text).map(Some).map_err(D::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_beats_the_file_and_the_file_beats_the_default() {
+        let file = Settings::from_toml("id = 7\nlisten = \"127.0.0.1:1\"\n").expect("valid");
+        let flags = Settings { listen: Some("127.0.0.1:2".into()), ..Settings::default() };
+        let config = flags.over(file).over_defaults();
+        assert_eq!(config.id, 7);
+        assert_eq!(config.listen, "127.0.0.1:2");
+        assert_eq!(config.peer_listen, Config::default().peer_listen);
+    }
+
+    #[test]
+    fn the_file_takes_durations_as_text() {
+        let file = Settings::from_toml("heartbeat_interval = \"75ms\"").expect("valid");
+        assert_eq!(file.heartbeat_interval, Some(Duration::from_millis(75)));
+    }
+
+    #[test]
+    fn a_name_that_is_not_a_setting_is_refused() {
+        let error = Settings::from_toml("lissen = \"x\"").expect_err("a misspelt name");
+        assert!(error.to_string().contains("lissen"), "{error}");
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1_500)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        for wrong in ["", "5", "s", "5 parsecs", "-5s", "1e40h"] {
+            assert!(parse_duration(wrong).is_err(), "{wrong} was taken");
+        }
+    }
+}
