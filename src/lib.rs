@@ -8,3 +8,4 @@ pub mod pb;
 pub mod raft;
 pub mod server;
 pub mod types;
+pub mod wire;
