@@ -1,24 +1,41 @@
-//! SKELETON: signatures that other floors build on; bodies come with the machine itself.
+//! The state machine: entries in, effects out, one atomic batch a run.
+//!
+//! The same entries give the same state, byte for byte, however they are cut into runs. An entry
+//! that cannot be read, or that asks for something unknown, changes nothing and is refused.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
+use prost::Message as _;
 
 use crate::{
-    machine::store::{Store, StoreError},
-    pb::{
-        command::v1::{Origin, Outcome},
-        event::v1::RecordedEvent,
-        kv::v1::KeyValue,
+    machine::{
+        cluster, compaction, dedup, discovery,
+        effect::Applied,
+        events,
+        head::{self, Counters, Head},
+        keyspace, lock,
+        outcome::{Decision, invalid},
+        session,
+        store::{Store, StoreError},
+        timers, tx,
+        tx::Tx,
+        txn,
+        validate::validate,
     },
-    raft::{Entry, Membership},
-    types::{Duration, LogIndex, LogTime, Position, Revision, SessionId, Term},
+    pb::command::v1::{Command, Done, Origin, Outcome, command::Op},
+    raft::{Entry, Payload},
+    types::LogTime,
 };
 
-/// How the state machine is set up; the same on every node of a cluster.
+/// The version of the command format.
+pub const COMMAND_VERSION: u32 = 1;
+
+/// How the state machine is set up. It decides what entries do, so it must be the same on every
+/// node of a cluster.
 #[derive(Clone, Debug)]
 pub struct MachineConfig {
-    /// How many revisions of history automatic compaction keeps.
+    /// How many revisions of history automatic compaction keeps; 0 never compacts by itself.
     pub retained_revisions: u64,
 }
 
@@ -28,109 +45,14 @@ impl Default for MachineConfig {
     }
 }
 
-/// Where the state stands.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Head {
-    /// The last applied entry.
-    pub index: LogIndex,
-    /// Its term.
-    pub term: Term,
-    /// Its log time.
-    pub time: LogTime,
-    /// The newest revision.
-    pub revision: Revision,
-    /// The revision at or below which replaced versions are discarded.
-    pub compact_revision: Revision,
-    /// The last event's position.
-    pub position: Position,
-    /// The membership in force.
-    pub membership: Membership,
-}
-
-/// The parts of the revisioned keyspace; users reach the first one only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Space {
-    /// Keys of users.
-    User,
-    /// Held locks: key is the name, value an encoded `lock.v1.Lock` without waiters.
-    Locks,
-    /// Instances: key is `service \0 instance_id`, value an encoded `discovery.v1.Instance`.
-    Instances,
-    /// Members: key is the node id (8 bytes, big endian), value an encoded
-    /// `command.v1.RegisterMember`.
-    Members,
-}
-
-/// What happened to a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ChangeKind {
-    /// Written.
-    Put,
-    /// Deleted.
-    Delete,
-}
-
-/// One change of the revisioned keyspace.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
-    /// The part of the keyspace.
-    pub space: Space,
-    /// What happened.
-    pub kind: ChangeKind,
-    /// The key after the change; of a deletion, the key and `mod_revision` alone.
-    pub kv: KeyValue,
-    /// The version before, where there was one.
-    pub prev: Option<KeyValue>,
-}
-
-/// What the leader, who keeps the clocks, is to know of sessions.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SessionEffect {
-    /// A session's TTL counts from now: it was opened, or its lock was granted, or its
-    /// checkpoint was recorded.
-    Started {
-        /// The session.
-        session: SessionId,
-        /// What is left of its TTL.
-        ttl: Duration,
-        /// The whole TTL, which a renewal restores.
-        full_ttl: Duration,
-        /// Its epoch; an expiry must carry it.
-        epoch: u64,
-    },
-    /// The session is gone.
-    Closed {
-        /// The session.
-        session: SessionId,
-    },
-}
-
-/// What came of applying a run of entries.
-#[derive(Debug, Default)]
-pub struct Applied {
-    /// Where the state stands after it.
-    pub head: Head,
-    /// The outcomes of calls: of the entries' own and of parked ones that were completed. Origins
-    /// with sequence 0 are left out.
-    pub outcomes: Vec<(Origin, Outcome)>,
-    /// Calls that are parked now: the node that took them renews their sessions until the outcome.
-    pub parked: Vec<(Origin, SessionId)>,
-    /// The changes, in revision order.
-    pub changes: Vec<Change>,
-    /// The events, in position order.
-    pub events: Vec<RecordedEvent>,
-    /// What became of sessions, in order.
-    pub sessions: Vec<SessionEffect>,
-    /// The earliest log time at which something falls due (a wait deadline, automatic compaction,
-    /// a dedup window's end is *not* among them: it can wait for the next entry).
-    pub next_timer: Option<LogTime>,
-}
-
 /// The state machine.
 #[derive(Debug)]
 pub struct Machine {
     store: Arc<dyn Store>,
+    config: MachineConfig,
     head: Head,
+    counters: Counters,
+    next_timer: Option<LogTime>,
 }
 
 impl Machine {
@@ -138,8 +60,10 @@ impl Machine {
     ///
     /// # Errors
     /// Where the store cannot be read or holds an unknown format.
-    pub fn open(store: Arc<dyn Store>, _config: MachineConfig) -> Result<Self, StoreError> {
-        Ok(Self { store, head: Head::default() })
+    pub fn open(store: Arc<dyn Store>, config: MachineConfig) -> Result<Self, StoreError> {
+        let (head, counters) = head::load(store.as_ref())?;
+        let next_timer = tx::first_timer(store.as_ref())?.map(|timer| timer.deadline);
+        Ok(Self { store, config, head, counters, next_timer })
     }
 
     /// Where the state stands.
@@ -154,20 +78,159 @@ impl Machine {
         &self.store
     }
 
+    /// What the next timer is now, as in [`Applied::next_timer`].
+    #[must_use]
+    pub fn next_timer(&self) -> Option<LogTime> {
+        self.next_timer
+    }
+
     /// Applies consecutive entries in one atomic batch. Entries at or below the head are skipped.
     ///
     /// # Errors
     /// Where the store fails: the node must stop.
-    pub fn apply(&mut self, _entries: &[Entry]) -> Result<Applied, StoreError> {
-        unimplemented!("the machine's helper writes this")
-    }
-
-    /// What the next timer is now, as in [`Applied::next_timer`].
-    #[must_use]
-    pub fn next_timer(&self) -> Option<LogTime> {
-        None
+    ///
+    /// # Panics
+    /// Where an entry is missing between the head and the run.
+    pub fn apply(&mut self, entries: &[Entry]) -> Result<Applied, StoreError> {
+        let mut tx = Tx::new(self.store.as_ref(), &self.config, self.head.clone(), self.counters);
+        for entry in entries {
+            if entry.index > tx.head.index {
+                assert_eq!(entry.index, tx.head.index.next(), "entries are applied without a gap");
+                apply_entry(&mut tx, entry)?;
+            }
+        }
+        if tx.head.index == self.head.index {
+            let (head, next_timer) = (self.head.clone(), self.next_timer);
+            return Ok(Applied { head, next_timer, ..Applied::default() });
+        }
+        let (batch, mut applied, counters, timers_moved) = tx.finish();
+        self.store.commit(batch)?;
+        if timers_moved {
+            let timer = tx::first_timer(self.store.as_ref())?;
+            self.next_timer = timer.map(|timer| timer.deadline);
+        }
+        applied.next_timer = self.next_timer;
+        self.head = applied.head.clone();
+        self.counters = counters;
+        Ok(applied)
     }
 }
 
-/// A placeholder so that the skeleton names `Bytes`.
-pub type Value = Bytes;
+fn apply_entry(tx: &mut Tx<'_>, entry: &Entry) -> Result<(), StoreError> {
+    tx.now = entry.time.max(tx.now);
+    tx.index = entry.index;
+    tx.term = entry.term;
+    tx.head.index = entry.index;
+    tx.head.term = entry.term;
+    tx.head.time = tx.now;
+    tx.begin();
+    timers::fire(tx)?;
+    tx.begin();
+    match &entry.payload {
+        Payload::Noop => {}
+        Payload::Membership(membership) => tx.head.membership = membership.clone(),
+        Payload::Command(data) => apply_command(tx, data)?,
+    }
+    compaction::step(tx)
+}
+
+fn apply_command(tx: &mut Tx<'_>, data: &Bytes) -> Result<(), StoreError> {
+    let command = match Command::decode(data.clone()) {
+        Ok(command) => command,
+        Err(error) => {
+            tracing::error!(index = %tx.index, %error, "a command cannot be read and is passed over");
+            return Ok(());
+        }
+    };
+    let origin = command.origin.unwrap_or_default();
+    let decision = match command.op {
+        _ if command.version != COMMAND_VERSION => {
+            Err(invalid(format!("command version {} is not known", command.version)))
+        }
+        None => Err(invalid("the command is not known")),
+        Some(op) => decide(tx, &origin, &op)?,
+    };
+    match decision {
+        Ok(Some(outcome)) => tx.complete(&origin, outcome),
+        Ok(None) => {}
+        Err(refusal) => {
+            tx.rollback();
+            tx.complete(&origin, refusal);
+        }
+    }
+    Ok(())
+}
+
+/// Carries a command out, or answers as the first time where it was carried out before. `None`
+/// is parked.
+fn decide(tx: &mut Tx<'_>, origin: &Origin, op: &Op) -> Decision<Option<Outcome>> {
+    if let Err(refusal) = validate(op) {
+        return Ok(Err(refusal));
+    }
+    let request_id = request_id(op);
+    if request_id.is_empty() {
+        return execute(tx, origin, op);
+    }
+    let fingerprint = dedup::fingerprint(op);
+    match dedup::recall(tx, request_id, fingerprint)? {
+        Ok(None) => {}
+        known => return Ok(known),
+    }
+    let decision = execute(tx, origin, op)?;
+    if let Ok(Some(outcome)) = &decision {
+        dedup::remember(tx, request_id, fingerprint, outcome)?;
+    }
+    Ok(decision)
+}
+
+fn execute(tx: &mut Tx<'_>, origin: &Origin, op: &Op) -> Decision<Option<Outcome>> {
+    match op {
+        Op::Put(request) => done(keyspace::put(tx, request)),
+        Op::DeleteRange(request) => done(keyspace::delete_range(tx, request)),
+        Op::Txn(request) => done(txn::txn(tx, request)),
+        Op::Compact(request) => done(compaction::compact(tx, request)),
+        Op::OpenSession(request) => done(session::open(tx, request)),
+        Op::CloseSession(request) => done(session::close(tx, request)),
+        Op::Acquire(request) => {
+            let decision = lock::acquire(tx, origin, request)?;
+            Ok(decision.map(|response| response.map(Outcome::from)))
+        }
+        Op::Release(request) => done(lock::release(tx, request)),
+        Op::CancelAcquire(request) => done(lock::cancel(tx, request)),
+        Op::Register(request) => done(discovery::register(tx, request)),
+        Op::Deregister(request) => done(discovery::deregister(tx, request)),
+        Op::Append(request) => done(events::append(tx, request)),
+        Op::ExpireSessions(request) => done(session::expire(tx, request)),
+        Op::CheckpointSessions(request) => done(session::checkpoint(tx, request)),
+        Op::AdvanceTime(_) => Ok(Ok(Some(Done {}.into()))),
+        Op::FoundCluster(request) => done(cluster::found(tx, request)),
+        Op::RegisterMember(request) => done(cluster::register_member(tx, request)),
+    }
+}
+
+fn done<T: Into<Outcome>>(decision: Decision<T>) -> Decision<Option<Outcome>> {
+    Ok(decision?.map(|response| Some(response.into())))
+}
+
+/// The request id of a command; empty where it has none.
+pub(crate) fn request_id(op: &Op) -> &str {
+    match op {
+        Op::Put(request) => &request.request_id,
+        Op::DeleteRange(request) => &request.request_id,
+        Op::Txn(request) => &request.request_id,
+        Op::Compact(request) => &request.request_id,
+        Op::OpenSession(request) => &request.request_id,
+        Op::CloseSession(request) => &request.request_id,
+        Op::Acquire(request) => &request.request_id,
+        Op::Release(request) => &request.request_id,
+        Op::Register(request) => &request.request_id,
+        Op::Deregister(request) => &request.request_id,
+        Op::Append(request) => &request.request_id,
+        Op::CancelAcquire(_)
+        | Op::ExpireSessions(_)
+        | Op::CheckpointSessions(_)
+        | Op::AdvanceTime(_)
+        | Op::FoundCluster(_)
+        | Op::RegisterMember(_) => "",
+    }
+}

@@ -4,10 +4,30 @@
 //! from the log only.
 
 mod apply;
+mod cluster;
+mod compaction;
+mod dedup;
+mod discovery;
+mod effect;
+mod events;
+mod head;
+mod keyspace;
+mod lock;
 mod outcome;
+mod session;
 pub mod store;
+mod tables;
+#[cfg(test)]
+pub(crate) mod testing;
+mod timers;
+mod tx;
+mod txn;
+mod validate;
 mod view;
 
-pub use apply::{Applied, Change, ChangeKind, Head, Machine, MachineConfig, SessionEffect, Space};
+pub use apply::{COMMAND_VERSION, Machine, MachineConfig};
+pub use effect::{Applied, Change, ChangeKind, SessionEffect, Space};
+pub use head::Head;
 pub use outcome::refusal;
+pub use validate::validate;
 pub use view::{SessionInfo, View};

@@ -2,12 +2,30 @@
 
 use std::collections::BTreeMap;
 
-use crate::pb::command::v1::{Outcome, Reason, Refusal, outcome};
+use crate::{
+    machine::store::StoreError,
+    pb::{
+        command::v1::{Done, Outcome, Reason, Refusal, outcome},
+        discovery::v1::{DeregisterResponse, RegisterResponse},
+        event::v1::AppendResponse,
+        kv::v1::{CompactResponse, DeleteRangeResponse, PutResponse, TxnResponse},
+        lock::v1::{AcquireResponse, ReleaseResponse},
+        session::v1::{CloseSessionResponse, OpenSessionResponse},
+    },
+};
+
+/// What a command comes to: a response or a refusal, unless the store fails.
+pub(crate) type Decision<T> = Result<Result<T, Refusal>, StoreError>;
 
 /// A refusal with a sentence for people.
 #[must_use]
 pub fn refusal(reason: Reason, message: impl Into<String>) -> Refusal {
     Refusal { reason: reason.into(), message: message.into(), metadata: BTreeMap::new() }
+}
+
+/// The refusal of a malformed request.
+pub(crate) fn invalid(message: impl Into<String>) -> Refusal {
+    refusal(Reason::InvalidArgument, message)
 }
 
 impl Refusal {
@@ -19,8 +37,28 @@ impl Refusal {
     }
 }
 
-impl From<Refusal> for Outcome {
-    fn from(refusal: Refusal) -> Self {
-        Self { result: Some(outcome::Result::Refusal(refusal)) }
-    }
+macro_rules! outcomes {
+    ($($message:ident => $variant:ident,)*) => {
+        $(impl From<$message> for Outcome {
+            fn from(message: $message) -> Self {
+                Self { result: Some(outcome::Result::$variant(message)) }
+            }
+        })*
+    };
+}
+
+outcomes! {
+    Refusal => Refusal,
+    PutResponse => Put,
+    DeleteRangeResponse => DeleteRange,
+    TxnResponse => Txn,
+    CompactResponse => Compact,
+    OpenSessionResponse => OpenSession,
+    CloseSessionResponse => CloseSession,
+    AcquireResponse => Acquire,
+    ReleaseResponse => Release,
+    RegisterResponse => Register,
+    DeregisterResponse => Deregister,
+    AppendResponse => Append,
+    Done => Done,
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::{
     machine::{
-        apply::{Change, Head, Space},
+        effect::{Change, Space},
+        head::Head,
         store::{Reader, StoreError},
     },
     pb::{

@@ -1,0 +1,464 @@
+//! The transaction in which entries are applied: the store as it was, and over it what the run
+//! has changed so far.
+//!
+//! Entries run one after the other and are committed in one batch. Each *unit* of work (what fell
+//! due before an entry, the entry's command) is atomic: a refused one is rolled back. It never
+//! writes to the store itself.
+
+use core::ops::Bound;
+use std::collections::{BTreeMap, BTreeSet, btree_map};
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::{
+    machine::{
+        apply::MachineConfig,
+        effect::{Applied, Change, ChangeKind, Space},
+        head::{self, Counters, Head},
+        keyspace,
+        store::{Batch, Reader, Row, Rows, StoreError},
+        tables::{Fields, Key, Table},
+    },
+    pb::{
+        command::v1::{Origin, Outcome},
+        kv::v1::KeyValue,
+    },
+    types::{LogIndex, LogTime, Revision, SessionId, Term},
+};
+
+/// A run of entries that is being applied.
+pub(crate) struct Tx<'a> {
+    /// The entry's log time.
+    pub(crate) now: LogTime,
+    /// The entry's index.
+    pub(crate) index: LogIndex,
+    /// The entry's term.
+    pub(crate) term: Term,
+    /// Where the state stands, this run included. `revision` moves through `write_row` and
+    /// `delete_row` alone; the position is moved by whoever appends events.
+    pub(crate) head: Head,
+    /// The bookkeeping's counters.
+    pub(crate) counters: Counters,
+    /// What came of it so far. A refused command's effects are taken back.
+    pub(crate) applied: Applied,
+    /// How the machine is set up.
+    pub(crate) config: &'a MachineConfig,
+    store: &'a dyn Reader,
+    overlay: BTreeMap<Bytes, Option<Bytes>>,
+    timers_moved: bool,
+    unit: Unit,
+}
+
+/// The unit of work under way: what it takes to undo it.
+#[derive(Debug, Default)]
+struct Unit {
+    /// What the overlay held for each key written, in the order of writing.
+    undo: Vec<(Bytes, Option<Option<Bytes>>)>,
+    head: Head,
+    counters: Counters,
+    effects: [usize; 5],
+    /// The keys that took their change in the newest revision; none before the first change.
+    touched: BTreeSet<(Space, Bytes)>,
+    /// The next change's place in the revision.
+    sub: u32,
+}
+
+impl core::fmt::Debug for Tx<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Tx").field("index", &self.index).field("head", &self.head).finish()
+    }
+}
+
+impl<'a> Tx<'a> {
+    /// Starts a run where the state stands.
+    pub(crate) fn new(
+        store: &'a dyn Reader,
+        config: &'a MachineConfig,
+        head: Head,
+        counters: Counters,
+    ) -> Self {
+        Self {
+            now: head.time,
+            index: head.index,
+            term: head.term,
+            unit: Unit::default(),
+            head,
+            counters,
+            applied: Applied::default(),
+            config,
+            store,
+            overlay: BTreeMap::new(),
+            timers_moved: false,
+        }
+    }
+
+    /// Opens a unit of work: what follows is kept together and shares a revision.
+    pub(crate) fn begin(&mut self) {
+        self.unit = Unit {
+            undo: Vec::new(),
+            head: self.head.clone(),
+            counters: self.counters,
+            effects: self.effects(),
+            touched: BTreeSet::new(),
+            sub: 0,
+        };
+    }
+
+    /// Takes back everything since [`Tx::begin`], which stays in force.
+    pub(crate) fn rollback(&mut self) {
+        for (key, old) in core::mem::take(&mut self.unit.undo).into_iter().rev() {
+            match old {
+                Some(value) => self.overlay.insert(key, value),
+                None => self.overlay.remove(&key),
+            };
+        }
+        self.head = self.unit.head.clone();
+        self.counters = self.unit.counters;
+        let [outcomes, parked, changes, events, sessions] = self.unit.effects;
+        self.applied.outcomes.truncate(outcomes);
+        self.applied.parked.truncate(parked);
+        self.applied.changes.truncate(changes);
+        self.applied.events.truncate(events);
+        self.applied.sessions.truncate(sessions);
+        self.unit.touched.clear();
+        self.unit.sub = 0;
+    }
+
+    /// How many changes of the keyspace the unit has made.
+    pub(crate) fn change_count(&self) -> usize {
+        self.applied.changes.len() - self.unit.effects[2]
+    }
+
+    fn effects(&self) -> [usize; 5] {
+        let applied = &self.applied;
+        [
+            applied.outcomes.len(),
+            applied.parked.len(),
+            applied.changes.len(),
+            applied.events.len(),
+            applied.sessions.len(),
+        ]
+    }
+
+    /// Ends the run: the batch to commit, the effects, and whether a timer was set or cleared.
+    pub(crate) fn finish(mut self) -> (Batch, Applied, Counters, bool) {
+        let row = head::encode(&self.head, &self.counters);
+        self.overlay.insert(head::key(), Some(row));
+        self.applied.head = self.head;
+        let batch = Batch { rows: self.overlay.into_iter().collect() };
+        (batch, self.applied, self.counters, self.timers_moved)
+    }
+}
+
+/// Rows.
+impl Tx<'_> {
+    /// The value of a row.
+    pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.overlay.get(key).map_or_else(|| self.store.get(key), |value| Ok(value.clone()))
+    }
+
+    /// The message in a row.
+    pub(crate) fn load<M: Message + Default>(&self, key: &[u8]) -> Result<Option<M>, StoreError> {
+        self.get(key)?.map(decode).transpose()
+    }
+
+    /// Writes a row.
+    pub(crate) fn put(&mut self, key: impl Into<Bytes>, value: impl Into<Bytes>) {
+        self.set(key.into(), Some(value.into()));
+    }
+
+    /// Writes a message into a row.
+    pub(crate) fn save<M: Message>(&mut self, key: impl Into<Bytes>, message: &M) {
+        self.set(key.into(), Some(message.encode_to_vec().into()));
+    }
+
+    /// Deletes a row, present or not.
+    pub(crate) fn delete(&mut self, key: impl Into<Bytes>) {
+        self.set(key.into(), None);
+    }
+
+    /// The rows from `start` (inclusive) to `end` (exclusive), ascending. Lazy: the first row
+    /// costs one step.
+    pub(crate) fn scan<'s>(&'s self, start: &[u8], end: Option<&[u8]>) -> Rows<'s> {
+        merge(self.overlay_range(start, end), || self.store.scan(start, end), false)
+    }
+
+    /// The same rows, descending.
+    pub(crate) fn scan_back<'s>(&'s self, start: &[u8], end: Option<&[u8]>) -> Rows<'s> {
+        merge(self.overlay_range(start, end), || self.store.scan_back(start, end), true)
+    }
+
+    /// The rows whose keys start with `prefix`, ascending.
+    pub(crate) fn scan_prefix(&self, prefix: Key) -> Rows<'_> {
+        let range = prefix.prefix();
+        self.scan(&range.start, range.end.as_deref())
+    }
+
+    /// The first row whose key starts with `prefix`.
+    pub(crate) fn first(&self, prefix: Key) -> Result<Option<Row>, StoreError> {
+        self.scan_prefix(prefix).next().transpose()
+    }
+
+    /// The last row whose key starts with `prefix`.
+    pub(crate) fn last(&self, prefix: Key) -> Result<Option<Row>, StoreError> {
+        let range = prefix.prefix();
+        self.scan_back(&range.start, range.end.as_deref()).next().transpose()
+    }
+
+    fn set(&mut self, key: Bytes, value: Option<Bytes>) {
+        let old = self.overlay.insert(key.clone(), value);
+        self.unit.undo.push((key, old));
+    }
+
+    fn overlay_range(&self, start: &[u8], end: Option<&[u8]>) -> OverlayRange<'_> {
+        if end.is_some_and(|end| end <= start) {
+            return btree_map::Range::default();
+        }
+        let upper = end.map_or(Bound::Unbounded, Bound::Excluded);
+        self.overlay.range::<[u8], _>((Bound::Included(start), upper))
+    }
+}
+
+/// The revisioned keyspace. All changes of one unit share one revision, taken at the first change;
+/// only a key that changes twice takes a further one, so that (key, revision) names one version
+/// and a lock that changes hands twice in one entry grants two tokens.
+impl Tx<'_> {
+    /// The newest version of a row.
+    pub(crate) fn row(&self, space: Space, key: &[u8]) -> Result<Option<KeyValue>, StoreError> {
+        self.load(&keyspace::current_key(space, key))
+    }
+
+    /// The revision that the unit's changes have, or that its first change would take.
+    pub(crate) fn next_revision(&self) -> Revision {
+        if self.unit.touched.is_empty() { self.head.revision.next() } else { self.head.revision }
+    }
+
+    /// The revision that a change of this very row would take now.
+    pub(crate) fn revision_for(&self, space: Space, key: &[u8]) -> Revision {
+        let again = !self.unit.touched.is_empty()
+            && self.unit.touched.contains(&(space, Bytes::copy_from_slice(key)));
+        if again { self.head.revision.next() } else { self.next_revision() }
+    }
+
+    /// Writes a row. With a session the row is listed under it (`keyspace::bound_rows`); who
+    /// closes the session deletes it.
+    pub(crate) fn write_row(
+        &mut self,
+        space: Space,
+        key: &[u8],
+        value: Bytes,
+        session: SessionId,
+    ) -> Result<Revision, StoreError> {
+        let prev = self.row(space, key)?;
+        let revision = self.take_revision(space, key);
+        let kv = KeyValue {
+            key: Bytes::copy_from_slice(key),
+            value,
+            create_revision: prev.as_ref().map_or(revision.value(), |prev| prev.create_revision),
+            mod_revision: revision.value(),
+            version: prev.as_ref().map_or(1, |prev| prev.version + 1),
+            session_id: session.value(),
+        };
+        self.rebind(space, key, prev.as_ref(), session);
+        let encoded = Bytes::from(kv.encode_to_vec());
+        self.put(keyspace::current_key(space, key), encoded.clone());
+        self.put(keyspace::version_key(space, key, revision), encoded);
+        self.record(Change { space, kind: ChangeKind::Put, kv, prev });
+        Ok(revision)
+    }
+
+    /// Deletes a row; returns what it was. An absent row takes no revision.
+    pub(crate) fn delete_row(
+        &mut self,
+        space: Space,
+        key: &[u8],
+    ) -> Result<Option<KeyValue>, StoreError> {
+        let Some(prev) = self.row(space, key)? else { return Ok(None) };
+        let revision = self.take_revision(space, key);
+        self.rebind(space, key, Some(&prev), SessionId::ZERO);
+        self.delete(keyspace::current_key(space, key));
+        self.put(keyspace::version_key(space, key, revision), Bytes::new());
+        let kv = KeyValue {
+            key: Bytes::copy_from_slice(key),
+            mod_revision: revision.value(),
+            ..KeyValue::default()
+        };
+        self.record(Change { space, kind: ChangeKind::Delete, kv, prev: Some(prev.clone()) });
+        Ok(Some(prev))
+    }
+
+    fn take_revision(&mut self, space: Space, key: &[u8]) -> Revision {
+        let revision = self.revision_for(space, key);
+        if revision > self.head.revision {
+            self.head.revision = revision;
+            self.unit.touched.clear();
+            self.unit.sub = 0;
+        }
+        self.unit.touched.insert((space, Bytes::copy_from_slice(key)));
+        revision
+    }
+
+    fn rebind(&mut self, space: Space, key: &[u8], prev: Option<&KeyValue>, session: SessionId) {
+        let before = SessionId::new(prev.map_or(0, |prev| prev.session_id));
+        if before == session {
+            return;
+        }
+        if !before.is_zero() {
+            self.delete(keyspace::bound_key(before, space, key));
+        }
+        if !session.is_zero() {
+            self.put(keyspace::bound_key(session, space, key), Bytes::new());
+        }
+    }
+
+    fn record(&mut self, change: Change) {
+        let key = Key::of(Table::Change).u64(change.kv.mod_revision).u32(self.unit.sub);
+        self.unit.sub += 1;
+        self.put(key.bytes(), keyspace::encode_change(&change));
+        self.applied.changes.push(change);
+    }
+}
+
+/// Calls and timers.
+impl Tx<'_> {
+    /// Completes a call; a call with sequence 0 waits for nothing.
+    pub(crate) fn complete(&mut self, origin: &Origin, outcome: impl Into<Outcome>) {
+        if origin.sequence != 0 {
+            self.applied.outcomes.push((*origin, outcome.into()));
+        }
+    }
+
+    /// Lets something fall due: at the first entry whose time is not before the deadline
+    /// `timers::fire` meets it. Setting the same timer twice is setting it once.
+    pub(crate) fn set_timer(&mut self, deadline: LogTime, kind: u8, key: &[u8]) {
+        self.timers_moved = true;
+        self.put(timer_key(deadline, kind, key), Bytes::new());
+    }
+
+    /// Takes a timer back.
+    pub(crate) fn clear_timer(&mut self, deadline: LogTime, kind: u8, key: &[u8]) {
+        self.timers_moved = true;
+        self.delete(timer_key(deadline, kind, key));
+    }
+
+    /// The earliest timer that is due now; it stays until it is cleared.
+    pub(crate) fn due_timer(&self) -> Result<Option<Timer>, StoreError> {
+        let due = |timer: &Timer| timer.deadline <= self.now;
+        Ok(first_timer(self)?.filter(due))
+    }
+}
+
+/// Something that falls due.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Timer {
+    /// When.
+    pub(crate) deadline: LogTime,
+    /// What kind of thing; `timers.rs` knows them.
+    pub(crate) kind: u8,
+    /// Which one.
+    pub(crate) key: Bytes,
+}
+
+/// The earliest timer.
+pub(crate) fn first_timer(reader: &dyn Reader) -> Result<Option<Timer>, StoreError> {
+    let range = Key::of(Table::Timer).prefix();
+    let Some(row) = reader.scan(&range.start, range.end.as_deref()).next() else {
+        return Ok(None);
+    };
+    let (key, _) = row?;
+    let mut fields = Fields::of_key(&key);
+    let deadline = LogTime::from_millis(fields.u64()?);
+    let kind = fields.u8()?;
+    Ok(Some(Timer { deadline, kind, key: Bytes::copy_from_slice(fields.rest()) }))
+}
+
+fn timer_key(deadline: LogTime, kind: u8, key: &[u8]) -> Bytes {
+    Key::of(Table::Timer).u64(deadline.as_millis()).u8(kind).raw(key).bytes()
+}
+
+/// Reads the message in a row; bytes fields share the row's memory.
+pub(crate) fn decode<M: Message + Default>(row: Bytes) -> Result<M, StoreError> {
+    M::decode(row).map_err(|error| StoreError(format!("a row is malformed: {error}")))
+}
+
+/// The message in a row of any reader.
+pub(crate) fn load<M: Message + Default>(
+    reader: &dyn Reader,
+    key: &[u8],
+) -> Result<Option<M>, StoreError> {
+    reader.get(key)?.map(decode).transpose()
+}
+
+/// Reads of the state work on a run as on a view.
+impl Reader for Tx<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        Tx::get(self, key)
+    }
+
+    fn scan<'s>(&'s self, start: &[u8], end: Option<&[u8]>) -> Rows<'s> {
+        Tx::scan(self, start, end)
+    }
+
+    fn scan_back<'s>(&'s self, start: &[u8], end: Option<&[u8]>) -> Rows<'s> {
+        Tx::scan_back(self, start, end)
+    }
+}
+
+type OverlayRange<'a> = btree_map::Range<'a, Bytes, Option<Bytes>>;
+
+fn merge<'a>(
+    overlay: OverlayRange<'a>,
+    store: impl FnOnce() -> Rows<'a>,
+    backward: bool,
+) -> Rows<'a> {
+    if overlay.clone().next().is_none() {
+        return store();
+    }
+    Box::new(Merge { overlay, over: None, store: store(), under: None, backward })
+}
+
+/// Store and overlay in one order; the overlay's word counts.
+struct Merge<'a> {
+    overlay: OverlayRange<'a>,
+    over: Option<(&'a Bytes, &'a Option<Bytes>)>,
+    store: Rows<'a>,
+    under: Option<Result<Row, StoreError>>,
+    backward: bool,
+}
+
+impl Merge<'_> {
+    fn fill(&mut self) {
+        if self.over.is_none() {
+            let next = if self.backward { self.overlay.next_back() } else { self.overlay.next() };
+            self.over = next;
+        }
+        if self.under.is_none() {
+            self.under = self.store.next();
+        }
+    }
+}
+
+impl Iterator for Merge<'_> {
+    type Item = Result<Row, StoreError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            self.fill();
+            let Some((over, _)) = self.over else { return self.under.take() };
+            if let Some(under) = &self.under {
+                let Ok((under, _)) = under else { return self.under.take() };
+                let order = under.cmp(over);
+                let order = if self.backward { order.reverse() } else { order };
+                match order {
+                    core::cmp::Ordering::Less => return self.under.take(),
+                    core::cmp::Ordering::Equal => self.under = None,
+                    core::cmp::Ordering::Greater => {}
+                }
+            }
+            if let Some((key, Some(value))) = self.over.take() {
+                return Some(Ok((key.clone(), value.clone())));
+            }
+        }
+    }
+}
