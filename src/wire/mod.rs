@@ -4,3 +4,4 @@
 //! refusal becomes a gRPC status and back.
 
 pub mod raft;
+pub mod status;
