@@ -7,5 +7,6 @@ pub mod observe;
 pub mod pb;
 pub mod raft;
 pub mod server;
+pub mod streaming;
 pub mod types;
 pub mod wire;

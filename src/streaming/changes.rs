@@ -1,0 +1,207 @@
+//! The changes of a range of one space of the revisioned keyspace, as a source.
+//!
+//! A revision is never split: a piece ends where a revision ends.
+
+use std::sync::Arc;
+
+use prost::Message as _;
+use tonic::Status;
+
+use crate::{
+    machine::{Change, Space},
+    node::{FeedHead, Handle, Published},
+    streaming::cursor::{Cursor, Piece, Source},
+    types::{KeyRange, Revision},
+    wire::status::{from_refusal, from_store_error},
+};
+
+/// About how many bytes of history one step reads.
+const HISTORY_BYTES: usize = 256 * 1024;
+
+/// How many bytes of changes a live piece holds at most, unless one revision alone is larger.
+const LIVE_BYTES_MAX: usize = 768 * 1024;
+
+/// How many batches of the feed one step looks at.
+const LIVE_BATCHES_MAX: usize = 64;
+
+/// The changes of a range of one space.
+#[derive(Clone, Debug)]
+pub struct Changes {
+    node: Handle,
+    space: Space,
+    range: KeyRange,
+}
+
+impl Changes {
+    /// The changes of `range` in `space` as this node applies them.
+    #[must_use]
+    pub const fn new(node: Handle, space: Space, range: KeyRange) -> Self {
+        Self { node, space, range }
+    }
+
+    /// A cursor that starts with the changes after a revision, in history.
+    #[must_use]
+    pub fn catching_up(self, after: Revision) -> Cursor<Self> {
+        let head = self.node.feed().subscribe();
+        Cursor::catching_up(self, head, after)
+    }
+
+    /// A cursor that starts after a revision that the reader was told to be the live end.
+    #[must_use]
+    pub fn caught_up(self, after: Revision) -> Cursor<Self> {
+        let head = self.node.feed().subscribe();
+        Cursor::caught_up(self, head, after)
+    }
+
+    fn wants(&self, change: &Change) -> bool {
+        change.space == self.space && self.range.contains(&change.kv.key)
+    }
+}
+
+impl Source for Changes {
+    type Item = Change;
+    type Place = Revision;
+
+    fn history(&self, after: Revision) -> Result<Piece<Self>, Status> {
+        let view = self.node.view();
+        let head = view.head().map_err(|error| from_store_error(&error))?.revision;
+        if head <= after {
+            return Ok(Piece { items: Vec::new(), place: after, more: false });
+        }
+        let (mut items, through) = view
+            .changes(self.space, after.next(), HISTORY_BYTES)
+            .map_err(|error| from_store_error(&error))?
+            .map_err(from_refusal)?;
+        items.retain(|change| self.wants(change));
+        Ok(Piece { items, place: through.max(after), more: through < head })
+    }
+
+    fn live(&self, after: Revision) -> Option<Piece<Self>> {
+        let batches = self.node.feed().after_revision(after, LIVE_BATCHES_MAX)?;
+        let (items, place, more) =
+            gather(&batches, after, LIVE_BYTES_MAX, |change| self.wants(change));
+        Some(Piece { items, place, more })
+    }
+
+    fn is_behind(&self, place: Revision, head: &FeedHead) -> bool {
+        place < head.revision
+    }
+}
+
+/// The wanted changes after a revision, whole revisions only, the revision that they lead to, and
+/// whether more was there than fits. The first wanted revision is taken whatever its size.
+fn gather(
+    batches: &[Arc<Published>],
+    after: Revision,
+    bytes_max: usize,
+    wants: impl Fn(&Change) -> bool,
+) -> (Vec<Change>, Revision, bool) {
+    let mut items: Vec<Change> = Vec::new();
+    let (mut place, mut bytes) = (after, 0);
+    // Where the revision under way begins in `items`.
+    let (mut revision, mut start) = (after, 0);
+    for batch in batches {
+        for change in &batch.changes {
+            let of = Revision::new(change.kv.mod_revision);
+            if of <= after || !wants(change) {
+                continue;
+            }
+            if of > revision {
+                (revision, start) = (of, items.len());
+            }
+            bytes += size(change);
+            if bytes > bytes_max && start > 0 {
+                items.truncate(start);
+                return (items, revision.previous(), true);
+            }
+            items.push(change.clone());
+        }
+        place = place.max(batch.revision);
+    }
+    (items, place, false)
+}
+
+fn size(change: &Change) -> usize {
+    change.kv.encoded_len() + change.prev.as_ref().map_or(0, prost::Message::encoded_len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{machine::ChangeKind, pb::kv::v1::KeyValue};
+
+    fn change(key: &str, revision: u64, bytes: usize) -> Change {
+        let kv = KeyValue {
+            key: key.to_owned().into(),
+            value: vec![0; bytes].into(),
+            mod_revision: revision,
+            ..Default::default()
+        };
+        Change { space: Space::User, kind: ChangeKind::Put, kv, prev: None }
+    }
+
+    fn batch(before: u64, revision: u64, changes: Vec<Change>) -> Arc<Published> {
+        Arc::new(Published {
+            revision_before: Revision::new(before),
+            revision: Revision::new(revision),
+            changes,
+            ..Default::default()
+        })
+    }
+
+    fn gathered(after: u64, bytes_max: usize) -> (Vec<(String, u64)>, u64, bool) {
+        let batches = [
+            batch(0, 2, vec![change("a", 1, 100), change("b", 2, 100), change("x", 2, 100)]),
+            batch(2, 4, vec![change("a", 3, 100), change("b", 3, 100), change("x", 4, 1)]),
+        ];
+        let wants = |change: &Change| change.kv.key != "x";
+        let (items, place, more) = gather(&batches, Revision::new(after), bytes_max, wants);
+        let named = |change: &Change| {
+            (String::from_utf8(change.kv.key.to_vec()).unwrap(), change.kv.mod_revision)
+        };
+        (items.iter().map(named).collect(), place.value(), more)
+    }
+
+    fn names(expected: &[(&str, u64)]) -> Vec<(String, u64)> {
+        expected.iter().map(|&(key, revision)| (key.to_owned(), revision)).collect()
+    }
+
+    #[test]
+    fn only_what_is_wanted_and_new_is_delivered() {
+        let all = names(&[("a", 1), ("b", 2), ("a", 3), ("b", 3)]);
+        assert_eq!(gathered(0, 10_000), (all.clone(), 4, false));
+        assert_eq!(gathered(1, 10_000), (all[1..].to_vec(), 4, false), "a batch may begin before");
+        assert_eq!(
+            gathered(3, 10_000),
+            (Vec::new(), 4, false),
+            "the place moves past the unwanted"
+        );
+    }
+
+    #[test]
+    fn a_revision_is_never_split() {
+        assert_eq!(gathered(1, 250), (names(&[("b", 2)]), 2, true));
+        assert_eq!(
+            gathered(2, 50),
+            (names(&[("a", 3), ("b", 3)]), 4, false),
+            "larger than a piece"
+        );
+    }
+
+    #[test]
+    fn pieces_follow_each_other_without_gap() {
+        for bytes_max in [0, 50, 150, 250, 350] {
+            let (mut after, mut seen) = (0, Vec::new());
+            loop {
+                let (items, place, more) = gathered(after, bytes_max);
+                seen.extend(items);
+                after = place;
+                if !more {
+                    break;
+                }
+            }
+            assert_eq!(seen, names(&[("a", 1), ("b", 2), ("a", 3), ("b", 3)]), "{bytes_max}");
+            assert_eq!(after, 4);
+        }
+    }
+}

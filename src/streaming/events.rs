@@ -1,0 +1,215 @@
+//! The events of one stream or of all, as a source.
+//!
+//! History is read by the stream's versions, live by positions; a place holds both.
+
+use std::sync::Arc;
+
+use prost::Message as _;
+use tonic::Status;
+
+use crate::{
+    machine::{View, store::StoreError},
+    node::{FeedHead, Handle, Published},
+    pb::event::v1::RecordedEvent,
+    streaming::cursor::{Cursor, Piece, Source},
+    types::Position,
+    wire::status::from_store_error,
+};
+
+/// How many events one step of history reads at most.
+const HISTORY_EVENTS_MAX: usize = 1_000;
+
+/// About how many bytes of history one step reads.
+const HISTORY_BYTES: usize = 256 * 1024;
+
+/// How many bytes of events a live piece holds at most, unless one event alone is larger.
+const LIVE_BYTES_MAX: usize = 768 * 1024;
+
+/// How many batches of the feed one step looks at.
+const LIVE_BATCHES_MAX: usize = 64;
+
+/// How far a reader of events is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EventPlace {
+    /// The last position that was delivered or passed over.
+    pub position: Position,
+    /// The last version of the stream that was delivered; unused for all streams.
+    pub version: u64,
+}
+
+/// The events of one stream, or of all.
+#[derive(Clone, Debug)]
+pub struct Events {
+    node: Handle,
+    /// Empty is all.
+    stream: Arc<str>,
+}
+
+impl Events {
+    /// The events of a stream, or of all where the name is empty, as this node applies them.
+    #[must_use]
+    pub fn new(node: Handle, stream: &str) -> Self {
+        Self { node, stream: stream.into() }
+    }
+
+    /// A cursor that starts with a version (of a stream) or position (of all); 0 and 1 are the
+    /// start.
+    #[must_use]
+    pub fn starting_at(self, from: u64) -> Cursor<Self> {
+        let before = from.saturating_sub(1);
+        let after = if self.stream.is_empty() {
+            EventPlace { position: Position::new(before), version: 0 }
+        } else {
+            EventPlace { position: Position::ZERO, version: before }
+        };
+        let head = self.node.feed().subscribe();
+        Cursor::catching_up(self, head, after)
+    }
+
+    /// A cursor that starts after a place that the reader was told to be the live end.
+    #[must_use]
+    pub fn caught_up(self, after: EventPlace) -> Cursor<Self> {
+        let head = self.node.feed().subscribe();
+        Cursor::caught_up(self, head, after)
+    }
+
+    fn read(&self, view: &View, after: EventPlace) -> Result<Piece<Self>, StoreError> {
+        let head = view.head()?.position;
+        let from = if self.stream.is_empty() { after.position.value() } else { after.version } + 1;
+        let items = view.events(&self.stream, from, HISTORY_EVENTS_MAX, HISTORY_BYTES)?;
+        let Some(last) = items.last() else {
+            let place = EventPlace { position: head.max(after.position), ..after };
+            return Ok(Piece { items, place, more: false });
+        };
+        let (position, version) = (Position::new(last.position), last.version);
+        let more = if self.stream.is_empty() {
+            position < head
+        } else {
+            view.stream_version(&self.stream)?.is_some_and(|newest| version < newest)
+        };
+        let position = if more { position } else { head.max(position) };
+        Ok(Piece { items, place: EventPlace { position, version }, more })
+    }
+}
+
+impl Source for Events {
+    type Item = RecordedEvent;
+    type Place = EventPlace;
+
+    fn history(&self, after: EventPlace) -> Result<Piece<Self>, Status> {
+        self.read(&self.node.view(), after).map_err(|error| from_store_error(&error))
+    }
+
+    fn live(&self, after: EventPlace) -> Option<Piece<Self>> {
+        let batches = self.node.feed().after_position(after.position, LIVE_BATCHES_MAX)?;
+        let (items, place, more) = gather(&batches, &self.stream, after, LIVE_BYTES_MAX);
+        Some(Piece { items, place, more })
+    }
+
+    fn is_behind(&self, place: EventPlace, head: &FeedHead) -> bool {
+        place.position < head.position
+    }
+}
+
+/// The events of a stream after a place, the place that they lead to, and whether more was there
+/// than fits. The first event is taken whatever its size.
+fn gather(
+    batches: &[Arc<Published>],
+    stream: &str,
+    after: EventPlace,
+    bytes_max: usize,
+) -> (Vec<RecordedEvent>, EventPlace, bool) {
+    let mut items = Vec::new();
+    let (mut place, mut bytes) = (after, 0);
+    for batch in batches {
+        for event in &batch.events {
+            let wanted =
+                stream.is_empty() || (event.stream == stream && event.version > after.version);
+            if event.position <= after.position.value() || !wanted {
+                continue;
+            }
+            bytes += event.encoded_len();
+            if bytes > bytes_max && !items.is_empty() {
+                place.position = Position::new(event.position).previous();
+                return (items, place, true);
+            }
+            place.version = event.version;
+            items.push(event.clone());
+        }
+        place.position = place.position.max(batch.position);
+    }
+    (items, place, false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(stream: &str, version: u64, position: u64) -> RecordedEvent {
+        RecordedEvent {
+            stream: stream.to_owned(),
+            version,
+            position,
+            data: vec![0; 100].into(),
+            ..Default::default()
+        }
+    }
+
+    fn batches() -> [Arc<Published>; 2] {
+        let batch = |before, position, events| {
+            Arc::new(Published {
+                position_before: Position::new(before),
+                position: Position::new(position),
+                events,
+                ..Default::default()
+            })
+        };
+        [
+            batch(0, 3, vec![event("a", 1, 1), event("b", 1, 2), event("a", 2, 3)]),
+            batch(3, 5, vec![event("a", 3, 4), event("b", 2, 5)]),
+        ]
+    }
+
+    fn gathered(
+        stream: &str,
+        position: u64,
+        version: u64,
+        bytes_max: usize,
+    ) -> (Vec<u64>, u64, bool) {
+        let after = EventPlace { position: Position::new(position), version };
+        let (items, place, more) = gather(&batches(), stream, after, bytes_max);
+        (items.iter().map(|event| event.position).collect(), place.position.value(), more)
+    }
+
+    #[test]
+    fn a_stream_gets_its_own_events_and_all_get_all() {
+        assert_eq!(gathered("", 0, 0, 10_000), (vec![1, 2, 3, 4, 5], 5, false));
+        assert_eq!(gathered("", 2, 0, 10_000), (vec![3, 4, 5], 5, false));
+        assert_eq!(gathered("a", 0, 0, 10_000), (vec![1, 3, 4], 5, false));
+        assert_eq!(gathered("b", 2, 1, 10_000), (vec![5], 5, false));
+        assert_eq!(gathered("c", 0, 0, 10_000), (vec![], 5, false), "passed over");
+    }
+
+    #[test]
+    fn a_stream_starts_at_its_version_also_where_that_is_still_to_come() {
+        assert_eq!(gathered("a", 0, 2, 10_000), (vec![4], 5, false));
+        assert_eq!(gathered("a", 0, 9, 10_000), (vec![], 5, false));
+    }
+
+    #[test]
+    fn pieces_follow_each_other_without_gap() {
+        for bytes_max in [0, 150, 250, 350] {
+            let (mut after, mut seen) = (EventPlace::default(), Vec::new());
+            loop {
+                let (items, place, more) = gather(&batches(), "a", after, bytes_max);
+                assert!(!items.is_empty() || !more);
+                seen.extend(items.iter().map(|event| event.version));
+                after = place;
+                if !more {
+                    break;
+                }
+            }
+            assert_eq!((seen, after.version), (vec![1, 2, 3], 3), "{bytes_max}");
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! Floor 4: streams of what was applied, for those who watch.
+//!
+//! A [`Cursor`] follows a [`Source`]: first history out of the state, then the live end out of the
+//! node's feed. It remembers a place and nothing else, so a slow reader costs a few bounded
+//! responses and is sent back to history; it never slows the one who writes.
+
+mod changes;
+mod cursor;
+mod events;
+mod updates;
+
+pub use changes::Changes;
+pub use cursor::{Cursor, Piece, Source, Update};
+pub use events::{EventPlace, Events};
+pub use updates::{Terms, Updates, follow, updates};
