@@ -38,7 +38,7 @@ pub trait Source: Clone + Send + Sync + 'static {
 }
 
 /// Some items and the place that they lead to.
-pub struct Piece<S: Source + ?Sized> {
+pub struct Piece<S: Source> {
     /// The items in order.
     pub items: Vec<S::Item>,
     /// The place after them.

@@ -12,7 +12,7 @@ use core::{
 use futures_core::Stream;
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, oneshot},
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval_at},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -101,15 +101,16 @@ fn follow_paced<S: Source, R: Send + 'static>(
                 return Ok(());
             }
         }
-        let mut progress = interval(pace);
+        let mut progress = interval_at(Instant::now() + pace, pace);
         progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut told = cursor.place();
         loop {
             let Ok(room) = queue.reserve().await else { return Ok(()) };
             let update = loop {
+                let live = cursor.is_live();
                 tokio::select! {
                     update = cursor.next() => break update?,
-                    _ = progress.tick() => {
+                    _ = progress.tick(), if live => {
                         let place = cursor.place();
                         if cursor.is_live() && place != told {
                             let items = Vec::new();
