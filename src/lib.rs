@@ -7,6 +7,7 @@ pub mod observe;
 pub mod pb;
 pub mod raft;
 pub mod server;
+pub mod services;
 pub mod streaming;
 pub mod types;
 pub mod wire;

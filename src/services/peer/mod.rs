@@ -1,0 +1,23 @@
+//! How nodes talk to each other: `raft.v1` over tonic.
+//!
+//! [`PeerTransport`] is the node's way out and keeps connections to every peer, each kind of
+//! traffic on one of its own, so that a snapshot never delays a heartbeat. [`PeerService`] is the
+//! way in; it delivers into an [`Inbox`], which is the node. Nothing here decides anything about
+//! Raft: what cannot be sent is dropped, and what arrives from a stranger is answered and changes
+//! nothing.
+
+mod batch;
+mod calls;
+mod channel;
+mod inbound;
+mod inbox;
+mod lanes;
+mod link;
+mod service;
+mod snapshot;
+mod transport;
+
+pub use channel::{incoming, server_builder};
+pub use inbox::Inbox;
+pub use service::PeerService;
+pub use transport::{PeerOptions, PeerTransport};

@@ -1,0 +1,262 @@
+//! The node's way out: [`PeerTransport`] sorts what the node sends onto lanes, and holds what the
+//! lanes, the calls and the server side share. It never blocks its caller and retries nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
+
+use arc_swap::ArcSwapOption;
+use tokio::{runtime, sync::watch, time::Instant as Deadline};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::Status;
+use tracing::{debug, error};
+use uuid::Uuid;
+
+use crate::{
+    node::{Directory, Handle, SnapshotSource, Transport},
+    pb::{
+        cluster::v1::NodeStatus,
+        raft::v1::{
+            ForwardRequest, ForwardResponse, Identity, raft_service_server::RaftServiceServer,
+        },
+    },
+    raft::Message,
+    types::{ClusterId, GroupId, NodeId, Rng},
+};
+
+use super::{
+    calls,
+    channel::MESSAGE_BYTES_MAX,
+    inbound::{Answers, Votes},
+    inbox::{Inbox, NodeInbox},
+    lanes::{Lane, LaneTask},
+    link::{Link, lock},
+    service::PeerService,
+    snapshot,
+};
+
+/// The metadata of a refusal in which a node names its own cluster.
+pub(super) const CLUSTER_ID_METADATA: &str = "quorate-cluster-id";
+
+/// What a transport needs to know.
+#[derive(Clone, Debug)]
+pub struct PeerOptions {
+    /// Where snapshots are kept while they arrive; made when it is not there. Leftovers of an
+    /// earlier process are removed.
+    pub incoming_dir: PathBuf,
+}
+
+/// The connections between this node and its peers.
+#[derive(Debug)]
+pub struct PeerTransport {
+    pub(super) shared: Arc<Shared>,
+}
+
+impl PeerTransport {
+    /// A transport that does nothing yet: what is sent before [`PeerTransport::start`] is dropped.
+    #[must_use]
+    pub fn new(directory: Arc<Directory>, options: PeerOptions) -> Arc<Self> {
+        let shared = Shared {
+            directory,
+            options,
+            started: ArcSwapOption::empty(),
+            answers: Answers::default(),
+            votes: Votes::default(),
+            refusals: Mutex::default(),
+            refused: watch::Sender::new(None),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        };
+        Arc::new(Self { shared: Arc::new(shared) })
+    }
+
+    /// Connects to the peers that the directory names, and delivers into the node from now on.
+    /// Must be called within a tokio runtime, on which all tasks of this transport will run.
+    pub fn start(&self, handle: &Handle) {
+        self.start_into(Arc::new(NodeInbox::new(handle)));
+    }
+
+    pub(super) fn start_into(&self, inbox: Arc<dyn Inbox>) {
+        let shared = &self.shared;
+        snapshot::remove_leftovers(&shared.options.incoming_dir);
+        let me = shared.directory.node_id;
+        let peers = shared.directory.peers();
+        let links: BTreeMap<NodeId, Arc<Link>> = peers
+            .keys()
+            .filter(|peer| **peer != me)
+            .map(|peer| (*peer, Arc::new(Link::new(*peer))))
+            .collect();
+
+        // Connections have no fate to replay, so their jitter may come from the system.
+        let rng = Rng::new(Uuid::new_v4().as_u64_pair().0);
+        for link in links.values() {
+            for lane in [Lane::Control, Lane::Append, Lane::Forward] {
+                let task =
+                    LaneTask::new(Arc::clone(shared), Arc::clone(&inbox), Arc::clone(link), lane);
+                let rng = rng.stream(&format!("{lane:?} {}", link.peer));
+                shared.tasks.spawn(task.run(rng));
+            }
+        }
+        let started = Started { links, inbox, runtime: runtime::Handle::current() };
+        shared.started.store(Some(Arc::new(started)));
+    }
+
+    /// The `raft.v1.RaftService` of this node, for the peer listener; serve it with
+    /// [`super::server_builder`].
+    #[must_use]
+    pub fn service(&self) -> RaftServiceServer<PeerService> {
+        RaftServiceServer::new(PeerService::new(Arc::clone(&self.shared)))
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// Ends all connections and streams, in and out, and waits until their tasks have ended. What
+    /// is sent afterwards is dropped.
+    pub async fn shutdown(&self) {
+        self.shared.stop.cancel();
+        self.shared.started.store(None);
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+    }
+
+    /// Waits until the cluster refuses this node's identity, and returns the peer's words. Then
+    /// the process should end with them: the data directory was wiped or belongs elsewhere. A peer
+    /// of this node's own cluster is believed alone, others only when they are a majority.
+    pub async fn refused(&self) -> String {
+        let mut refused = self.shared.refused.subscribe();
+        let reason = refused.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+        reason.expect("the sender lives as long as the transport, and the value was waited for")
+    }
+
+    /// Asks a peer how it stands.
+    ///
+    /// # Errors
+    /// A sentence that says why there is no answer: no connection, or not before the deadline.
+    pub async fn node_status(
+        &self,
+        node: NodeId,
+        deadline: Deadline,
+    ) -> Result<NodeStatus, String> {
+        let link = self.shared.link(node).ok_or_else(|| format!("node {node} is not a peer"))?;
+        calls::node_status(&self.shared.directory, &link, deadline).await
+    }
+}
+
+impl Transport for PeerTransport {
+    fn send(&self, to: NodeId, group: GroupId, message: Message) {
+        let shared = &self.shared;
+        let kept = match message {
+            Message::VoteResponse(vote) => shared.votes.answer(vote),
+            Message::AppendResponse(answer) => {
+                shared.answers.append(&shared.directory, to, group, &answer)
+            }
+            Message::HeartbeatResponse(answer) => {
+                shared.answers.heartbeat(&shared.directory, to, group, &answer)
+            }
+            Message::Heartbeat(_) => {
+                shared.link(to).is_some_and(|link| link.heartbeats.offer((group, message)))
+            }
+            Message::AppendRequest(_) => {
+                shared.link(to).is_some_and(|link| link.appends.offer((group, message)))
+            }
+            Message::VoteRequest(_) | Message::TimeoutNow(_) => {
+                calls::send(shared, to, group, message)
+            }
+        };
+        if !kept {
+            debug!(peer = %to, "message dropped");
+        }
+    }
+
+    fn send_snapshot(&self, to: NodeId, group: GroupId, snapshot: SnapshotSource) {
+        snapshot::start(&self.shared, to, group, snapshot);
+    }
+
+    fn forward(&self, to: NodeId, request: ForwardRequest) -> bool {
+        self.shared.link(to).is_some_and(|link| link.forwards.offer(request))
+    }
+
+    fn answer(&self, to: NodeId, response: ForwardResponse) {
+        if !self.shared.answers.forward(to, response) {
+            debug!(peer = %to, "answer dropped");
+        }
+    }
+}
+
+/// What lanes, calls and the server side share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) directory: Arc<Directory>,
+    pub(super) options: PeerOptions,
+    pub(super) started: ArcSwapOption<Started>,
+    pub(super) answers: Answers,
+    pub(super) votes: Votes,
+    /// The peers that refuse this node's identity.
+    pub(super) refusals: Mutex<BTreeSet<NodeId>>,
+    pub(super) refused: watch::Sender<Option<String>>,
+    pub(super) stop: CancellationToken,
+    pub(super) tasks: TaskTracker,
+}
+
+/// What exists from start to shutdown.
+pub(super) struct Started {
+    links: BTreeMap<NodeId, Arc<Link>>,
+    pub(super) inbox: Arc<dyn Inbox>,
+    /// The node sends from threads of its own.
+    pub(super) runtime: runtime::Handle,
+}
+
+impl fmt::Debug for Started {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Started").field("links", &self.links).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(super) fn link(&self, peer: NodeId) -> Option<Arc<Link>> {
+        self.started.load().as_ref()?.links.get(&peer).cloned()
+    }
+
+    /// Checks that a message which should come from `peer` does.
+    ///
+    /// # Errors
+    /// A sentence that says what does not fit.
+    pub(super) fn expect(&self, peer: NodeId, identity: Option<&Identity>) -> Result<(), String> {
+        let from = self.directory.check(identity)?;
+        if from == peer {
+            Ok(())
+        } else {
+            Err(format!("node {from} answers where node {peer} should"))
+        }
+    }
+
+    /// A peer accepts this node's identity.
+    pub(super) fn identity_accepted(&self, peer: NodeId) {
+        lock(&self.refusals).remove(&peer);
+    }
+
+    /// A peer refuses this node's identity with FAILED_PRECONDITION.
+    pub(super) fn identity_refused(&self, peer: NodeId, refusal: &Status) {
+        let reason = refusal.message();
+        let refusing = {
+            let mut refusals = lock(&self.refusals);
+            refusals.insert(peer);
+            refusals.len()
+        };
+        let ours = self.directory.cluster_id();
+        let theirs = refusal
+            .metadata()
+            .get(CLUSTER_ID_METADATA)
+            .and_then(|value| value.to_str().ok())
+            .and_then(ClusterId::parse);
+        // A stray node at a peer's address must not be able to stop a healthy one.
+        let same_cluster = theirs.is_some() && (ours.is_none() || theirs == ours);
+        let majority = refusing > self.directory.peers().len() / 2;
+        error!(node = %self.directory.node_id, %peer, reason, "peer refuses this node's identity");
+        if same_cluster || majority {
+            self.refused.send_replace(Some(format!("node {peer} refuses this node: {reason}")));
+        }
+    }
+}
