@@ -15,15 +15,15 @@ use crate::{
         events,
         head::{self, Counters, Head},
         keyspace, lock,
-        outcome::{Decision, invalid},
+        outcome::{Decision, invalid, refusal},
         session,
         store::{Store, StoreError},
         timers, tx,
         tx::Tx,
         txn,
-        validate::validate,
+        validate::{RESULT_BYTES_MAX, validate},
     },
-    pb::command::v1::{Command, Done, Origin, Outcome, command::Op},
+    pb::command::v1::{Command, Done, Origin, Outcome, Reason, Refusal, command::Op},
     raft::{Entry, Payload},
     types::LogTime,
 };
@@ -169,18 +169,31 @@ fn decide(tx: &mut Tx<'_>, origin: &Origin, op: &Op) -> Decision<Option<Outcome>
     }
     let request_id = request_id(op);
     if request_id.is_empty() {
-        return execute(tx, origin, op);
+        return Ok(bounded(execute(tx, origin, op)?));
     }
     let fingerprint = dedup::fingerprint(op);
     match dedup::recall(tx, request_id, fingerprint)? {
         Ok(None) => {}
         known => return Ok(known),
     }
-    let decision = execute(tx, origin, op)?;
+    let decision = bounded(execute(tx, origin, op)?);
     if let Ok(Some(outcome)) = &decision {
         dedup::remember(tx, request_id, fingerprint, outcome)?;
     }
     Ok(decision)
+}
+
+/// A result that is too large to be answered and kept is refused, and with it the command.
+fn bounded(decision: Result<Option<Outcome>, Refusal>) -> Result<Option<Outcome>, Refusal> {
+    let Ok(Some(outcome)) = &decision else { return decision };
+    let bytes = outcome.encoded_len();
+    if bytes <= RESULT_BYTES_MAX {
+        return decision;
+    }
+    let message = format!(
+        "the result has {bytes} bytes; the limit is {RESULT_BYTES_MAX}: ask for less in one request"
+    );
+    Err(refusal(Reason::TooLarge, message).with("bytes", bytes).with("limit", RESULT_BYTES_MAX))
 }
 
 fn execute(tx: &mut Tx<'_>, origin: &Origin, op: &Op) -> Decision<Option<Outcome>> {

@@ -1,18 +1,77 @@
-//! Stub.
+//! Compaction: the history up to a revision is discarded.
+//!
+//! Answers follow the compact revision at once. The rows behind it are swept a few at each entry,
+//! in the order of the changes, so that no entry stalls and every node sweeps alike.
 
 use crate::{
     machine::{
-        outcome::{Decision, invalid},
+        effect::ChangeKind,
+        keyspace::{self, ChangeRow},
+        outcome::Decision,
+        read::{check_revision, compacted},
+        store::StoreError,
+        tables::{Key, Table},
         tx::Tx,
     },
     pb::kv::v1::{CompactRequest, CompactResponse},
+    types::Revision,
 };
 
-pub(crate) fn compact(_tx: &mut Tx<'_>, _request: &CompactRequest) -> Decision<CompactResponse> {
-    Ok(Err(invalid("not yet")))
+/// How many changes an entry sweeps at least; twice its own changes come on top, so that the
+/// sweep outruns any writer.
+const SWEEP_STEPS: usize = 32;
+
+/// `kv.v1.KvService/Compact`.
+pub(crate) fn compact(tx: &mut Tx<'_>, request: &CompactRequest) -> Decision<CompactResponse> {
+    let revision = Revision::new(request.revision);
+    if revision <= tx.head.compact_revision {
+        return Ok(Err(compacted(&tx.head, revision)));
+    }
+    if let Err(refusal) = check_revision(&tx.head, revision) {
+        return Ok(Err(refusal));
+    }
+    tx.head.compact_revision = revision;
+    Ok(Ok(CompactResponse { revision: tx.head.revision.value() }))
 }
 
-/// Takes the next step of automatic compaction and of the sweep.
-pub(crate) fn step(_tx: &mut Tx<'_>) -> Result<(), crate::machine::store::StoreError> {
+/// Takes the next step of automatic compaction and of the sweep; after each entry.
+pub(crate) fn step(tx: &mut Tx<'_>) -> Result<(), StoreError> {
+    let retained = tx.config.retained_revisions;
+    let kept = tx.head.revision.value() - tx.head.compact_revision.value();
+    // A tenth of slack, so that the compact revision moves now and then, not with every write.
+    if retained > 0 && kept > retained.saturating_add(retained / 10) {
+        tx.head.compact_revision = Revision::new(tx.head.revision.value() - retained);
+    }
+    if tx.counters.swept_revision < tx.head.compact_revision.value() {
+        sweep(tx)?;
+    }
+    Ok(())
+}
+
+/// Deletes the versions that the next changes replaced, and the changes with them.
+fn sweep(tx: &mut Tx<'_>) -> Result<(), StoreError> {
+    let steps = SWEEP_STEPS + 2 * tx.change_count();
+    let start = Key::of(Table::Change)
+        .u64(tx.counters.swept_revision + 1)
+        .u32(tx.counters.swept_subs)
+        .bytes();
+    let end = Key::of(Table::Change).u64(tx.head.compact_revision.next().value()).bytes();
+    let rows: Vec<_> = tx.scan(&start, Some(&end)).take(steps).collect::<Result<_, _>>()?;
+    for (key, value) in &rows {
+        let change = ChangeRow::decode(key, value)?;
+        if !change.replaced.is_zero() {
+            tx.delete(keyspace::version_key(change.space, &change.key, change.replaced));
+        }
+        if change.kind == ChangeKind::Delete {
+            tx.delete(keyspace::version_key(change.space, &change.key, change.revision));
+        }
+        tx.delete(key.clone());
+        tx.counters.swept_revision = change.revision.previous().value();
+        tx.counters.swept_subs = change.sub + 1;
+    }
+    if rows.len() < steps {
+        tx.counters.swept_revision = tx.head.compact_revision.value();
+        tx.counters.swept_subs = 0;
+    }
     Ok(())
 }

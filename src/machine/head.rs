@@ -50,6 +50,8 @@ pub(crate) struct Counters {
     pub(crate) request_next: u64,
     /// How many requests are remembered.
     pub(crate) request_count: u64,
+    /// How many bytes their outcomes have.
+    pub(crate) request_bytes: u64,
 }
 
 /// The row as it is encoded.
@@ -85,6 +87,8 @@ struct HeadRow {
     request_next: u64,
     #[prost(uint64, tag = "15")]
     request_count: u64,
+    #[prost(uint64, tag = "16")]
+    request_bytes: u64,
 }
 
 /// The row's key.
@@ -127,6 +131,7 @@ pub(crate) fn decode(row: &[u8]) -> Result<(Head, Counters), StoreError> {
         request_first: row.request_first,
         request_next: row.request_next,
         request_count: row.request_count,
+        request_bytes: row.request_bytes,
     };
     Ok((head, counters))
 }
@@ -151,6 +156,7 @@ pub(crate) fn encode(head: &Head, counters: &Counters) -> Bytes {
         request_first: counters.request_first,
         request_next: counters.request_next,
         request_count: counters.request_count,
+        request_bytes: counters.request_bytes,
     };
     row.encode_to_vec().into()
 }
@@ -180,6 +186,7 @@ mod tests {
             request_first: 7,
             request_next: 9,
             request_count: 2,
+            request_bytes: 40,
         };
         assert_eq!(decode(&encode(&head, &counters)).unwrap(), (head, counters));
         let error = decode(&HeadRow { format: 2, ..HeadRow::default() }.encode_to_vec());

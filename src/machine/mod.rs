@@ -14,7 +14,9 @@ mod head;
 mod keyspace;
 mod lock;
 mod outcome;
+mod read;
 mod session;
+mod snapshot;
 pub mod store;
 mod tables;
 #[cfg(test)]
@@ -26,8 +28,10 @@ mod validate;
 mod view;
 
 pub use apply::{COMMAND_VERSION, Machine, MachineConfig};
+pub use dedup::RequestId;
 pub use effect::{Applied, Change, ChangeKind, SessionEffect, Space};
 pub use head::Head;
 pub use outcome::refusal;
-pub use validate::validate;
+pub use snapshot::{SnapshotError, SnapshotLoader, SnapshotWriter};
+pub use validate::{validate, validate_range};
 pub use view::{SessionInfo, View};

@@ -14,7 +14,10 @@ use crate::{
         apply::COMMAND_VERSION,
         store::{Batch, Reader, Row, Rows, Store, StoreError},
     },
-    pb::command::v1::{Command, Origin, Outcome, Refusal, command::Op, outcome},
+    pb::{
+        command::v1::{Command, Origin, Outcome, Refusal, command::Op, outcome},
+        kv::v1::{DeleteRangeRequest, PutRequest, RangeRequest},
+    },
     raft::{Entry, Payload},
     types::{LogIndex, LogTime, Term},
 };
@@ -155,6 +158,14 @@ impl Harness {
         }
     }
 
+    /// Puts a key and returns its revision.
+    pub(crate) fn put(&mut self, key: &str, value: &str) -> u64 {
+        match self.outcome(put(key, value)).result {
+            Some(outcome::Result::Put(response)) => response.revision,
+            other => panic!("not put: {other:?}"),
+        }
+    }
+
     /// The state as readers see it.
     pub(crate) fn view(&self) -> View {
         View::new(self.store.snapshot())
@@ -163,5 +174,33 @@ impl Harness {
     /// The index of the last entry.
     pub(crate) fn index(&self) -> LogIndex {
         self.machine.head().index
+    }
+}
+
+/// A plain put.
+pub(crate) fn put(key: &str, value: &str) -> Op {
+    Op::Put(PutRequest {
+        key: Bytes::copy_from_slice(key.as_bytes()),
+        value: Bytes::copy_from_slice(value.as_bytes()),
+        ..PutRequest::default()
+    })
+}
+
+/// A plain deletion; an empty `end` deletes one key.
+pub(crate) fn delete(key: &str, end: &str) -> Op {
+    Op::DeleteRange(DeleteRangeRequest {
+        key: Bytes::copy_from_slice(key.as_bytes()),
+        range_end: Bytes::copy_from_slice(end.as_bytes()),
+        ..DeleteRangeRequest::default()
+    })
+}
+
+/// A plain range at a revision; 0 is the newest.
+pub(crate) fn range(key: &str, end: &str, revision: u64) -> RangeRequest {
+    RangeRequest {
+        key: Bytes::copy_from_slice(key.as_bytes()),
+        range_end: Bytes::copy_from_slice(end.as_bytes()),
+        revision,
+        ..RangeRequest::default()
     }
 }

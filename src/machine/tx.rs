@@ -24,7 +24,7 @@ use crate::{
         command::v1::{Origin, Outcome},
         kv::v1::KeyValue,
     },
-    types::{LogIndex, LogTime, Revision, SessionId, Term},
+    types::{LogIndex, LogTime, Position, Revision, SessionId, Term},
 };
 
 /// A run of entries that is being applied.
@@ -55,7 +55,9 @@ pub(crate) struct Tx<'a> {
 struct Unit {
     /// What the overlay held for each key written, in the order of writing.
     undo: Vec<(Bytes, Option<Option<Bytes>>)>,
-    head: Head,
+    revision: Revision,
+    compact_revision: Revision,
+    position: Position,
     counters: Counters,
     effects: [usize; 5],
     /// The keys that took their change in the newest revision; none before the first change.
@@ -97,7 +99,9 @@ impl<'a> Tx<'a> {
     pub(crate) fn begin(&mut self) {
         self.unit = Unit {
             undo: Vec::new(),
-            head: self.head.clone(),
+            revision: self.head.revision,
+            compact_revision: self.head.compact_revision,
+            position: self.head.position,
             counters: self.counters,
             effects: self.effects(),
             touched: BTreeSet::new(),
@@ -113,7 +117,9 @@ impl<'a> Tx<'a> {
                 None => self.overlay.remove(&key),
             };
         }
-        self.head = self.unit.head.clone();
+        self.head.revision = self.unit.revision;
+        self.head.compact_revision = self.unit.compact_revision;
+        self.head.position = self.unit.position;
         self.counters = self.unit.counters;
         let [outcomes, parked, changes, events, sessions] = self.unit.effects;
         self.applied.outcomes.truncate(outcomes);

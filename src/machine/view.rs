@@ -1,12 +1,23 @@
-//! SKELETON: reads of the state, as pure functions over a consistent view.
+//! Reads of the state, as pure functions over a consistent view.
+//!
+//! This file holds the view itself and the reads of the revisioned keyspace; the typed parts add
+//! theirs in their own files.
 
+use core::fmt::Write as _;
 use std::sync::Arc;
+
+use bytes::Bytes;
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::{
     machine::{
         effect::{Change, Space},
-        head::Head,
+        head::{self, Head},
+        outcome::Decision,
+        read,
         store::{Reader, StoreError},
+        tables::{Key, Table},
+        validate::validate_range,
     },
     pb::{
         cluster::v1::StateHashResponse,
@@ -44,7 +55,6 @@ impl core::fmt::Debug for View {
     }
 }
 
-#[allow(unused_variables)]
 impl View {
     /// Reads through a store's snapshot.
     #[must_use]
@@ -59,30 +69,122 @@ impl View {
     }
 
     /// Where the state stands.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
     pub fn head(&self) -> Result<Head, StoreError> {
-        unimplemented!()
+        Ok(head::load(self.reader.as_ref())?.0)
     }
 
-    /// `kv.v1.KvService/Range`.
+    /// `kv.v1.KvService/Range`. At most 10,000 keys and about 3 MiB are returned; `more` tells
+    /// whether that cut the list.
+    ///
+    /// # Errors
+    /// Where the store cannot be read. Inside, the refusal of a malformed request and of a
+    /// revision that was compacted or lies in the future.
     pub fn range(
         &self,
         request: &RangeRequest,
     ) -> Result<Result<RangeResponse, Refusal>, StoreError> {
-        unimplemented!()
+        if let Err(refusal) = validate_range(request) {
+            return Ok(Err(refusal));
+        }
+        read::range(self.reader.as_ref(), &self.head()?, request)
     }
 
     /// The changes of a space from revision `from` on, in order, whole revisions only, until about
     /// `bytes_max` are gathered; and the last revision that they cover (the head's where nothing
-    /// was cut). Refused as compacted where `from` is not kept.
+    /// was cut): go on behind it. History is walked by the same measure, so the list may be empty
+    /// although the head is not reached. Refused as compacted where `from` is not kept, that is
+    /// not behind the compact revision.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
     pub fn changes(
         &self,
         space: Space,
         from: Revision,
         bytes_max: usize,
     ) -> Result<Result<(Vec<Change>, Revision), Refusal>, StoreError> {
-        unimplemented!()
+        read::changes(self.reader.as_ref(), &self.head()?, space, from, bytes_max)
     }
 
+    /// `cluster.v1.ClusterService/StateHash`; `node_id` is left 0. Reads the whole state.
+    ///
+    /// The hash covers every version up to the revision that compaction lets stand, whether or not
+    /// the sweep has come by; the full hash covers every row.
+    ///
+    /// # Errors
+    /// Where the store cannot be read. Inside, the refusal of a revision that was compacted or is
+    /// not applied yet.
+    pub fn state_hash(&self, revision: Revision) -> Decision<StateHashResponse> {
+        let head = self.head()?;
+        let revision = if revision.is_zero() { head.revision } else { revision };
+        if let Err(refusal) = read::check_revision(&head, revision) {
+            return Ok(Err(refusal));
+        }
+        Ok(Ok(StateHashResponse {
+            node_id: 0,
+            revision: revision.value(),
+            compact_revision: head.compact_revision.value(),
+            hash: self.hash_versions(revision, head.compact_revision)?,
+            applied_index: head.index.value(),
+            full_hash: self.hash_rows()?,
+        }))
+    }
+
+    fn hash_versions(&self, upto: Revision, compact: Revision) -> Result<String, StoreError> {
+        let mut hash = Xxh3::new();
+        let rows = Key::of(Table::Version).prefix();
+        // A version is judged by the one after it, so the walk lags one row behind.
+        let mut last: Option<(Bytes, Bytes, Bytes, Revision)> = None;
+        for row in self.reader.scan(&rows.start, rows.end.as_deref()) {
+            let (row_key, value) = row?;
+            let (key, revision) = read::split_version_key(&row_key)?;
+            if let Some((last_row, last_key, last_value, last_revision)) = last.take() {
+                let replaced = last_key == key && revision <= compact;
+                let gone = last_value.is_empty() && last_revision <= compact;
+                if !replaced && !gone && last_revision <= upto {
+                    update(&mut hash, &last_row, &last_value);
+                }
+            }
+            last = Some((row_key, key, value, revision));
+        }
+        if let Some((row_key, _, value, revision)) = last {
+            let gone = value.is_empty() && revision <= compact;
+            if !gone && revision <= upto {
+                update(&mut hash, &row_key, &value);
+            }
+        }
+        Ok(hex(&hash))
+    }
+
+    fn hash_rows(&self) -> Result<String, StoreError> {
+        let mut hash = Xxh3::new();
+        for row in self.reader.scan(&[], None) {
+            let (key, value) = row?;
+            update(&mut hash, &key, &value);
+        }
+        Ok(hex(&hash))
+    }
+}
+
+fn update(hash: &mut Xxh3, key: &[u8], value: &[u8]) {
+    for part in [key, value] {
+        hash.update(&(part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+}
+
+fn hex(hash: &Xxh3) -> String {
+    let mut text = String::with_capacity(32);
+    write!(text, "{:032x}", hash.digest128()).expect("a string takes everything");
+    text
+}
+
+// SKELETON: the typed helper replaces what follows by impl blocks in its own files.
+#[allow(unused_variables, missing_docs, clippy::missing_errors_doc)]
+impl View {
     /// One lock with its line.
     pub fn lock(&self, name: &str) -> Result<DescribeResponse, StoreError> {
         unimplemented!()
@@ -167,14 +269,6 @@ impl View {
 
     /// The registered members.
     pub fn members(&self) -> Result<Vec<RegisterMember>, StoreError> {
-        unimplemented!()
-    }
-
-    /// `cluster.v1.ClusterService/StateHash`; `node_id` is left 0.
-    pub fn state_hash(
-        &self,
-        revision: Revision,
-    ) -> Result<Result<StateHashResponse, Refusal>, StoreError> {
         unimplemented!()
     }
 }
