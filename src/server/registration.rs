@@ -1,0 +1,127 @@
+//! Keeps this node registered as an instance of the service `quorate`.
+//!
+//! The node does what any service does: it registers with a TTL and renews. It registers again when
+//! the registration is gone, and never stands in the way of serving: what fails here is tried again.
+
+use std::collections::BTreeMap;
+
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    machine::refusal,
+    node::Handle,
+    pb::{
+        command::v1::{Reason, Refusal, command::Op, outcome},
+        discovery::v1::{DeregisterRequest, RegisterRequest},
+    },
+    types::{Duration, SessionId},
+};
+
+/// The service that the nodes are instances of.
+const SERVICE: &str = "quorate";
+
+/// How long a node that vanished stays registered.
+const TTL: Duration = Duration::from_secs(15);
+
+/// How often the registration is renewed.
+const RENEW_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long to wait after a failure.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long one attempt may take.
+const ATTEMPT: Duration = Duration::from_secs(4);
+
+/// This node's registration.
+#[derive(Clone, Debug)]
+pub(crate) struct Registration {
+    handle: Handle,
+    address: String,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Registration {
+    /// Registers the node at `address`, where clients reach it.
+    pub(crate) fn new(
+        handle: Handle,
+        address: String,
+        metadata: BTreeMap<String, String>,
+    ) -> Self {
+        Self { handle, address, metadata }
+    }
+
+    /// Registers and renews until `stop`.
+    pub(crate) async fn keep(self, stop: CancellationToken) {
+        stop.run_until_cancelled_owned(self.keep_forever()).await;
+    }
+
+    async fn keep_forever(self) {
+        let mut session = None;
+        loop {
+            let kept = match session {
+                Some(session) => self.renew(session).await.map(|()| session),
+                None => self.register().await,
+            };
+            let pause = match kept {
+                Ok(kept) => {
+                    session = Some(kept);
+                    RENEW_INTERVAL
+                }
+                Err(refused) if refused.reason() == Reason::SessionNotFound => {
+                    session = None;
+                    Duration::ZERO
+                }
+                Err(refused) => {
+                    tracing::debug!(error = refused.message, "registration has to wait");
+                    RETRY_INTERVAL
+                }
+            };
+            tokio::time::sleep_until(Instant::now() + pause).await;
+        }
+    }
+
+    async fn register(&self) -> Result<SessionId, Refusal> {
+        let request = RegisterRequest {
+            service: SERVICE.to_owned(),
+            instance_id: self.instance_id(),
+            address: self.address.clone(),
+            metadata: self.metadata.clone(),
+            ttl: Some(prost_types::Duration { seconds: TTL.as_secs().cast_signed(), nanos: 0 }),
+            ..RegisterRequest::default()
+        };
+        let deadline = Instant::now() + ATTEMPT;
+        let outcome = self.handle.propose(Op::Register(request), Some(deadline)).await?;
+        match outcome.result {
+            Some(outcome::Result::Register(done)) => {
+                tracing::info!(service = SERVICE, instance = self.instance_id(), "registered");
+                Ok(SessionId::new(done.session_id))
+            }
+            Some(outcome::Result::Refusal(refused)) => Err(refused),
+            _ => Err(refusal(Reason::OutcomeUnknown, "a registration had another outcome")),
+        }
+    }
+
+    async fn renew(&self, session: SessionId) -> Result<(), Refusal> {
+        self.handle.renew(session, Some(Instant::now() + ATTEMPT)).await?;
+        Ok(())
+    }
+
+    /// Removes the registration, so that nobody is sent here any more. Gives up at `limit`.
+    pub(crate) async fn remove(&self, limit: Duration) {
+        let request = DeregisterRequest {
+            service: SERVICE.to_owned(),
+            instance_id: self.instance_id(),
+            ..DeregisterRequest::default()
+        };
+        let deadline = Instant::now() + limit;
+        let done = self.handle.propose(Op::Deregister(request), Some(deadline));
+        if !matches!(timeout(limit, done).await, Ok(Ok(_))) {
+            tracing::debug!("the registration is left to its ttl");
+        }
+    }
+
+    fn instance_id(&self) -> String {
+        format!("node-{}", self.handle.directory().node_id)
+    }
+}

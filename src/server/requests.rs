@@ -1,0 +1,355 @@
+//! What every request passes on its way in: it is counted, and it ends when the node drains.
+//!
+//! A graceful shutdown of the listener alone would wait for ever on open streams, so streams and
+//! parked calls are ended here, with a status that sends the client to another node. Requests that
+//! may have been proposed get time to finish; what is left then is answered as unknown.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::{Code, Status, body::Body};
+use tower::{Layer, Service};
+
+use crate::{
+    machine::refusal,
+    observe::Metrics,
+    pb::{DESCRIPTORS, command::v1::Reason},
+    wire::status,
+};
+
+/// The one unary method that waits for others by its nature.
+const PARKED: &str = "/quorate.lock.v1.LockService/Acquire";
+
+/// The header that carries a request's outcome.
+const GRPC_STATUS: &str = "grpc-status";
+
+/// When requests end although they could go on.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ending {
+    /// Ends streams and parked calls: certainly not done, try another node.
+    pub(crate) streams: CancellationToken,
+    /// Ends everything else: what came of it is unknown.
+    pub(crate) requests: CancellationToken,
+}
+
+/// Puts [`Requests`] around a service.
+#[derive(Clone, Debug)]
+pub(crate) struct RequestLayer {
+    methods: Arc<BTreeMap<String, Method>>,
+    metrics: Metrics,
+    ending: Ending,
+}
+
+#[derive(Clone, Debug)]
+struct Method {
+    service: Arc<str>,
+    name: Arc<str>,
+    streams: bool,
+}
+
+impl RequestLayer {
+    pub(crate) fn new(metrics: Metrics, ending: Ending) -> Self {
+        Self { methods: Arc::new(methods()), metrics, ending }
+    }
+}
+
+impl<S> Layer<S> for RequestLayer {
+    type Service = Requests<S>;
+
+    fn layer(&self, inner: S) -> Requests<S> {
+        Requests { inner, layer: self.clone() }
+    }
+}
+
+/// A service whose requests are counted and end when the node drains.
+#[derive(Clone, Debug)]
+pub(crate) struct Requests<S> {
+    inner: S,
+    layer: RequestLayer,
+}
+
+impl<S> Service<Request<Body>> for Requests<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let method = self.layer.methods.get(request.uri().path()).cloned();
+        let proposes = method.as_ref().is_some_and(|method| !method.streams);
+        let ending = &self.layer.ending;
+        let (end, reason) = if proposes {
+            (ending.requests.clone(), Reason::OutcomeUnknown)
+        } else {
+            (ending.streams.clone(), Reason::Draining)
+        };
+        let mut open = Open::new(self.layer.metrics.clone(), method);
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let response = tokio::select! {
+                biased;
+                answer = answer => answer?,
+                () = end.cancelled() => farewell(reason).into_http(),
+            };
+            open.note(response.headers());
+            let end = Box::pin(end.cancelled_owned());
+            Ok(response.map(|body| Body::new(Scoped { body, end, reason, over: false, open })))
+        })
+    }
+}
+
+/// The status of a request that the drain ended.
+fn farewell(reason: Reason) -> Status {
+    let sentence = match reason {
+        Reason::Draining => "this node is stopping: go on with another one",
+        _ => "this node stopped before the request was done: its outcome is unknown",
+    };
+    status::from_refusal(refusal(reason, sentence))
+}
+
+/// Our own methods by their HTTP path.
+fn methods() -> BTreeMap<String, Method> {
+    let descriptors =
+        FileDescriptorSet::decode(DESCRIPTORS).expect("the build script encoded them");
+    let mut methods = BTreeMap::new();
+    for file in &descriptors.file {
+        for service in &file.service {
+            let full = Arc::<str>::from(format!("{}.{}", file.package(), service.name()));
+            for method in &service.method {
+                let path = format!("/{full}/{}", method.name());
+                let streams = method.server_streaming() || path == PARKED;
+                let (service, name) = (Arc::clone(&full), Arc::from(method.name()));
+                methods.insert(path, Method { service, name, streams });
+            }
+        }
+    }
+    methods
+}
+
+/// A request under way; counted when it is dropped. Without a status it was cancelled.
+struct Open {
+    metrics: Metrics,
+    method: Option<Method>,
+    started: Instant,
+    code: Code,
+}
+
+impl Open {
+    fn new(metrics: Metrics, method: Option<Method>) -> Self {
+        if let Some(method) = &method {
+            metrics.request_opened(&method.service, &method.name);
+        }
+        Self { metrics, method, started: Instant::now(), code: Code::Cancelled }
+    }
+
+    /// Reads the outcome off headers or trailers that carry one.
+    fn note(&mut self, headers: &HeaderMap) {
+        if let Some(value) = headers.get(GRPC_STATUS) {
+            self.code = Code::from_bytes(value.as_bytes());
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let Some(method) = &self.method {
+            let (service, name) = (&method.service, &method.name);
+            self.metrics.observe_request(service, name, code_name(self.code), self.started.elapsed());
+            self.metrics.request_closed(service, name);
+        }
+    }
+}
+
+/// A response's body that ends with a status when the node drains.
+struct Scoped {
+    body: Body,
+    end: Pin<Box<WaitForCancellationFutureOwned>>,
+    reason: Reason,
+    over: bool,
+    open: Open,
+}
+
+impl HttpBody for Scoped {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
+            if let Some(trailers) = frame.as_ref().and_then(|f| f.as_ref().ok()?.trailers_ref()) {
+                let trailers = trailers.clone();
+                self.open.note(&trailers);
+            }
+            return Poll::Ready(frame);
+        }
+        ready!(self.end.as_mut().poll(context));
+        self.over = true;
+        let mut trailers = HeaderMap::new();
+        let written = farewell(self.reason).add_header(&mut trailers);
+        self.open.note(&trailers);
+        Poll::Ready(Some(written.map(|()| Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.over || self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl fmt::Debug for Scoped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scoped").field("over", &self.over).finish_non_exhaustive()
+    }
+}
+
+/// A code's name in the specification of gRPC.
+const fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tower::ServiceExt as _;
+
+    /// A service that answers with a body that never ends, or never answers at all.
+    fn stuck(
+        answers: bool,
+    ) -> impl Service<
+        Request<Body>,
+        Response = Response<Body>,
+        Error = Infallible,
+        Future = impl Future<Output = Result<Response<Body>, Infallible>> + Send,
+    > + Clone
+    + Send
+    + 'static {
+        tower::service_fn(move |_: Request<Body>| async move {
+            if !answers {
+                std::future::pending::<()>().await;
+            }
+            Ok(Response::new(Body::new(Never)))
+        })
+    }
+
+    struct Never;
+
+    impl HttpBody for Never {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            Poll::Pending
+        }
+    }
+
+    fn request(path: &str) -> Request<Body> {
+        Request::builder().uri(path).body(Body::empty()).expect("a request")
+    }
+
+    #[tokio::test]
+    async fn a_drain_ends_an_open_stream_with_a_status_that_says_where_to_go() {
+        let (metrics, ending) = (Metrics::new(), Ending::default());
+        let service = RequestLayer::new(metrics.clone(), ending.clone()).layer(stuck(true));
+        let path = "/quorate.kv.v1.KvService/Watch";
+        let response = service.oneshot(request(path)).await.expect("it answers");
+        let mut body = Box::pin(response.into_body());
+        let mut next = || std::future::poll_fn(|context| body.as_mut().poll_frame(context));
+        {
+            let open = tokio::time::timeout(std::time::Duration::from_millis(20), next()).await;
+            assert!(open.is_err(), "the stream is open");
+        }
+        ending.streams.cancel();
+        let frame = next().await.expect("a frame").expect("no error");
+        let trailers = frame.into_trailers().expect("trailers");
+        let status = Status::from_header_map(&trailers).expect("a status");
+        assert_eq!(status.code(), Code::Unavailable);
+        assert_eq!(status::reason(&status), Some(Reason::Draining));
+        assert!(next().await.is_none(), "the body is over");
+        drop(body);
+        assert!(metrics.encode().contains("method=\"Watch\",code=\"UNAVAILABLE\"} 1"));
+    }
+
+    #[tokio::test]
+    async fn a_request_that_may_be_proposed_outlives_the_streams_and_ends_as_unknown() {
+        let ending = Ending::default();
+        let service = RequestLayer::new(Metrics::new(), ending.clone()).layer(stuck(false));
+        let path = "/quorate.kv.v1.KvService/Put";
+        let mut answer = Box::pin(service.oneshot(request(path)));
+        ending.streams.cancel();
+        let early = tokio::time::timeout(std::time::Duration::from_millis(20), &mut answer).await;
+        assert!(early.is_err(), "it is given time to finish");
+        ending.requests.cancel();
+        let response = answer.await.expect("it answers");
+        let status = Status::from_header_map(response.headers()).expect("a status");
+        assert_eq!(status::reason(&status), Some(Reason::OutcomeUnknown));
+    }
+
+    #[tokio::test]
+    async fn a_parked_acquire_ends_with_the_streams() {
+        let ending = Ending::default();
+        ending.streams.cancel();
+        let service = RequestLayer::new(Metrics::new(), ending).layer(stuck(false));
+        let response = service.oneshot(request(PARKED)).await.expect("it answers");
+        let status = Status::from_header_map(response.headers()).expect("a status");
+        assert_eq!(status::reason(&status), Some(Reason::Draining));
+    }
+
+    #[test]
+    fn the_parked_method_is_one_of_ours() {
+        assert!(methods()[PARKED].streams);
+        assert!(methods()["/quorate.kv.v1.KvService/Watch"].streams);
+        assert!(!methods()["/quorate.kv.v1.KvService/Put"].streams);
+    }
+}
