@@ -3,11 +3,15 @@
 //! [`run`] is what `quorate node` calls; [`Server`] is the same node inside somebody's program. All
 //! that is particular to a process (signals, exit codes) stays in [`run`].
 
+mod addresses;
+mod admin;
 mod config;
 mod error;
 mod settings;
 pub mod telemetry;
 
+pub use addresses::Addresses;
+pub use admin::Readiness;
 pub use config::{Config, ConfigError, LogFormat, ValidConfig};
 pub use error::Error;
 pub use settings::{Settings, parse_duration};

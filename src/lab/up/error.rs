@@ -1,25 +1,15 @@
-//! Why `up` started nothing or gave up.
+//! Why `up` started nothing or gave up: one line that names what stands in the way, and the way out.
 
-/// Why `up` started nothing or gave up: what stands in the way, and the way out.
+/// Why `up` started nothing or gave up. Its text is one line.
 #[derive(Debug, thiserror::Error)]
-#[error("{what}")]
+#[error("{what}; {way_out}")]
 pub struct Error {
     what: String,
-    hint: Option<String>,
+    way_out: String,
 }
 
 impl Error {
-    pub(crate) fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), hint: None }
-    }
-
-    pub(crate) fn with_hint(what: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { what: what.into(), hint: Some(hint.into()) }
-    }
-
-    /// What to do about it, where that is known.
-    #[must_use]
-    pub fn hint(&self) -> Option<&str> {
-        self.hint.as_deref()
+    pub(crate) fn new(what: impl Into<String>, way_out: impl Into<String>) -> Self {
+        Self { what: what.into(), way_out: way_out.into() }
     }
 }

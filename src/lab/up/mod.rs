@@ -4,10 +4,24 @@
 //! It never restarts a node and never touches a node's data.
 
 mod error;
+mod place;
+mod screen;
+mod supervise;
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
+
+use crate::{lab::process::NodeSpec, server::Addresses};
 
 pub use error::Error;
+pub use supervise::run;
+
+/// The most nodes of one cluster: further ones would meet the next kind of port.
+const NODES_MAX: u8 = 9;
+
+/// From a base port to the ports of clients, peers and admin pages, less the node's id.
+const CLIENT_OFFSET: u16 = 0;
+const PEER_OFFSET: u16 = 10;
+const ADMIN_OFFSET: u16 = 20;
 
 /// What `up` is asked for.
 #[derive(Clone, Debug)]
@@ -28,12 +42,81 @@ pub struct UpOptions {
     pub typed_as: String,
 }
 
-/// Runs the cluster until it is told to stop.
-///
-/// # Errors
-/// One line that names what stands in the way, and what to do about it.
-pub async fn run(options: UpOptions) -> Result<(), Error> {
-    let _ = options;
-    tokio::task::yield_now().await;
-    Ok(())
+impl UpOptions {
+    /// Refuses what cannot be started anywhere.
+    fn check(&self) -> Result<(), Error> {
+        if !(1..=NODES_MAX).contains(&self.nodes) {
+            let what = format!("--nodes {} is not between 1 and {NODES_MAX}", self.nodes);
+            return Err(Error::new(what, "three survive the loss of one, five of two"));
+        }
+        let most = u16::MAX - ADMIN_OFFSET - u16::from(NODES_MAX);
+        if self.base_port == 0 || self.base_port > most {
+            let what = format!("--base-port {} is not between 1 and {most}", self.base_port);
+            return Err(Error::new(what, "the default is 7400"));
+        }
+        Ok(())
+    }
+
+    /// The nodes, in the order of their ids.
+    fn specs(&self, dir: &std::path::Path, bootstrap: bool) -> Vec<NodeSpec> {
+        let local = |offset: u16, id: u8| {
+            SocketAddr::from(([127, 0, 0, 1], self.base_port + offset + u16::from(id)))
+        };
+        let ids = 1..=self.nodes;
+        let members: Vec<_> =
+            ids.clone().map(|id| (u64::from(id), local(PEER_OFFSET, id))).collect();
+        ids.map(|id| NodeSpec {
+            id: u64::from(id),
+            dir: dir.join(format!("node-{id}")),
+            addresses: Addresses {
+                client: local(CLIENT_OFFSET, id),
+                peer: local(PEER_OFFSET, id),
+                admin: local(ADMIN_OFFSET, id),
+            },
+            members: members.clone(),
+            bootstrap,
+            flags: self.node_flags.clone(),
+        })
+        .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> UpOptions {
+        UpOptions {
+            nodes: 3,
+            base_port: 7400,
+            data_dir: "quorate-data".into(),
+            ephemeral: false,
+            node_flags: Vec::new(),
+            program: "quorate".into(),
+            typed_as: "quorate".to_owned(),
+        }
+    }
+
+    #[test]
+    fn the_ports_are_those_of_the_contract() {
+        let specs = options().specs("d".as_ref(), true);
+        let ports = |spec: &NodeSpec| {
+            let a = spec.addresses;
+            (a.client.port(), a.peer.port(), a.admin.port())
+        };
+        assert_eq!(ports(&specs[0]), (7401, 7411, 7421));
+        assert_eq!(ports(&specs[2]), (7403, 7413, 7423));
+        assert_eq!(specs[1].dir, PathBuf::from("d/node-2"));
+    }
+
+    #[test]
+    fn what_cannot_be_started_is_refused_by_name() {
+        for (nodes, base_port, named) in
+            [(0, 7400, "--nodes 0"), (10, 7400, "--nodes 10"), (3, 0, "--base-port 0"), (3, 65_530, "--base-port 65530")]
+        {
+            let error = UpOptions { nodes, base_port, ..options() }.check().expect_err("refused");
+            assert!(error.to_string().starts_with(named), "{error}");
+        }
+        options().check().expect("the defaults fit");
+    }
 }

@@ -1,0 +1,133 @@
+//! What `up` says: the table of endpoints and the commands to copy on standard output, the rest on
+//! standard error.
+//!
+//! Nothing here fails: a terminal that is gone must not keep the cluster from being stopped.
+
+use std::{
+    fmt::Display,
+    io::{self, IsTerminal as _, Write as _},
+    path::Path,
+};
+
+use crate::lab::{process::NodeSpec, up::place};
+
+/// Says a line.
+pub(super) fn say(line: impl Display) {
+    let _gone = writeln!(io::stderr(), "{line}");
+}
+
+/// A line on a terminal that is written over and over; nothing where there is no terminal.
+#[derive(Debug)]
+pub(super) struct Progress {
+    shown: Option<String>,
+    terminal: bool,
+}
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        Self { shown: None, terminal: io::stderr().is_terminal() }
+    }
+
+    /// Shows how far it is.
+    pub(super) fn show(&mut self, line: String) {
+        if self.terminal && self.shown.as_ref() != Some(&line) {
+            let _gone = write!(io::stderr(), "\r\x1b[K{line}");
+            self.shown = Some(line);
+        }
+    }
+
+    /// Takes the line away.
+    pub(super) fn clear(&mut self) {
+        if self.shown.take().is_some() {
+            let _gone = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+/// Prints where the nodes are and what to try.
+pub(super) fn welcome(specs: &[NodeSpec], leader: u64, typed_as: &str, endpoints: bool, dir: &Path) {
+    let text = table(specs, leader) + "\n" + &commands(specs, typed_as, endpoints);
+    let mut out = io::stdout();
+    let _gone = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    say(format_args!("\nLogs: {}/node-N/node.log. Ctrl-C stops the cluster.", dir.display()));
+}
+
+fn table(specs: &[NodeSpec], leader: u64) -> String {
+    let row = |cells: [&str; 5]| {
+        let [node, clients, peers, admin, role] = cells;
+        let line = format!("{node:<5} {clients:<16} {peers:<16} {admin:<23} {role}");
+        line.trim_end().to_owned() + "\n"
+    };
+    let mut text = row(["NODE", "CLIENTS (gRPC)", "PEERS (gRPC)", "ADMIN (HTTP)", "ROLE"]);
+    for spec in specs {
+        let a = spec.addresses;
+        text += &row([
+            &spec.id.to_string(),
+            &a.client.to_string(),
+            &a.peer.to_string(),
+            &format!("http://{}", a.admin),
+            if spec.id == leader { "leader" } else { "follower" },
+        ]);
+    }
+    text
+}
+
+/// Three commands to copy and the same over grpcurl. With `endpoints` they say where the nodes are,
+/// because the command line would not find them by itself.
+fn commands(specs: &[NodeSpec], typed_as: &str, endpoints: bool) -> String {
+    let program = if endpoints {
+        format!("{typed_as} --endpoints {}", place::endpoints(specs))
+    } else {
+        typed_as.to_owned()
+    };
+    let client = specs.first().map(|spec| spec.addresses.client.to_string()).unwrap_or_default();
+    format!(
+        "  {program} status\n  \
+           {program} kv put greeting hello\n  \
+           {program} lock acquire demo --ttl 5s -- sleep 1\n  \
+           grpcurl -plaintext -d '{{\"name\":\"demo\",\"ttl\":\"5s\"}}' {client} \
+         quorate.lock.v1.LockService/Acquire\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::up::UpOptions;
+
+    fn specs() -> Vec<NodeSpec> {
+        let options = UpOptions {
+            nodes: 3,
+            base_port: 7400,
+            data_dir: "quorate-data".into(),
+            ephemeral: false,
+            node_flags: Vec::new(),
+            program: "quorate".into(),
+            typed_as: "quorate".to_owned(),
+        };
+        options.specs("quorate-data".as_ref(), false)
+    }
+
+    #[test]
+    fn the_table_names_every_address_and_the_leader() {
+        let text = table(&specs(), 2);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 4);
+        assert_eq!(
+            lines[2],
+            "2     127.0.0.1:7402   127.0.0.1:7412   http://127.0.0.1:7422   leader"
+        );
+        assert!(lines[1].ends_with("follower"));
+    }
+
+    #[test]
+    fn the_commands_are_written_as_the_person_typed_the_program() {
+        let plain = commands(&specs(), "target/release/quorate", false);
+        assert!(plain.starts_with("  target/release/quorate status\n"), "{plain}");
+        assert_eq!(plain.lines().count(), 4);
+        let told = commands(&specs(), "q", true);
+        let endpoints = "--endpoints 127.0.0.1:7401,127.0.0.1:7402,127.0.0.1:7403";
+        assert!(told.starts_with(&format!("  q {endpoints} status\n")), "{told}");
+        assert!(told.contains("127.0.0.1:7401 quorate.lock.v1.LockService/Acquire"));
+    }
+}
