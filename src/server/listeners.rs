@@ -11,8 +11,8 @@ use tonic::{
     service::{Routes, RoutesBuilder},
     transport::{Server, server::TcpIncoming},
 };
-use tonic_health::server::{HealthReporter, HealthService};
 use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
 
 use crate::{
     pb::DESCRIPTORS,
@@ -69,7 +69,7 @@ pub(crate) fn serve_clients(
     layer: RequestLayer,
     stop: CancellationToken,
 ) -> JoinHandle<()> {
-    let server = Server::builder()
+    let mut server = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)

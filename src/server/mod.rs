@@ -7,7 +7,12 @@ mod addresses;
 mod admin;
 mod config;
 mod error;
+mod health;
+mod listeners;
+mod registration;
+mod requests;
 mod settings;
+mod signals;
 pub mod telemetry;
 
 pub use addresses::Addresses;

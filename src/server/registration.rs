@@ -43,11 +43,7 @@ pub(crate) struct Registration {
 
 impl Registration {
     /// Registers the node at `address`, where clients reach it.
-    pub(crate) fn new(
-        handle: Handle,
-        address: String,
-        metadata: BTreeMap<String, String>,
-    ) -> Self {
+    pub(crate) fn new(handle: Handle, address: String, metadata: BTreeMap<String, String>) -> Self {
         Self { handle, address, metadata }
     }
 

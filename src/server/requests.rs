@@ -177,7 +177,12 @@ impl Drop for Open {
     fn drop(&mut self) {
         if let Some(method) = &self.method {
             let (service, name) = (&method.service, &method.name);
-            self.metrics.observe_request(service, name, code_name(self.code), self.started.elapsed());
+            self.metrics.observe_request(
+                service,
+                name,
+                code_name(self.code),
+                self.started.elapsed(),
+            );
             self.metrics.request_closed(service, name);
         }
     }
@@ -294,6 +299,10 @@ mod tests {
         }
     }
 
+    async fn next(body: &mut Pin<Box<Body>>) -> Option<Result<Frame<Bytes>, Status>> {
+        std::future::poll_fn(|context| body.as_mut().poll_frame(context)).await
+    }
+
     fn request(path: &str) -> Request<Body> {
         Request::builder().uri(path).body(Body::empty()).expect("a request")
     }
@@ -305,18 +314,18 @@ mod tests {
         let path = "/quorate.kv.v1.KvService/Watch";
         let response = service.oneshot(request(path)).await.expect("it answers");
         let mut body = Box::pin(response.into_body());
-        let mut next = || std::future::poll_fn(|context| body.as_mut().poll_frame(context));
         {
-            let open = tokio::time::timeout(std::time::Duration::from_millis(20), next()).await;
+            let open =
+                tokio::time::timeout(std::time::Duration::from_millis(20), next(&mut body)).await;
             assert!(open.is_err(), "the stream is open");
         }
         ending.streams.cancel();
-        let frame = next().await.expect("a frame").expect("no error");
+        let frame = next(&mut body).await.expect("a frame").expect("no error");
         let trailers = frame.into_trailers().expect("trailers");
         let status = Status::from_header_map(&trailers).expect("a status");
         assert_eq!(status.code(), Code::Unavailable);
         assert_eq!(status::reason(&status), Some(Reason::Draining));
-        assert!(next().await.is_none(), "the body is over");
+        assert!(next(&mut body).await.is_none(), "the body is over");
         drop(body);
         assert!(metrics.encode().contains("method=\"Watch\",code=\"UNAVAILABLE\"} 1"));
     }

@@ -111,9 +111,12 @@ mod tests {
 
     #[test]
     fn what_cannot_be_started_is_refused_by_name() {
-        for (nodes, base_port, named) in
-            [(0, 7400, "--nodes 0"), (10, 7400, "--nodes 10"), (3, 0, "--base-port 0"), (3, 65_530, "--base-port 65530")]
-        {
+        for (nodes, base_port, named) in [
+            (0, 7400, "--nodes 0"),
+            (10, 7400, "--nodes 10"),
+            (3, 0, "--base-port 0"),
+            (3, 65_530, "--base-port 65530"),
+        ] {
             let error = UpOptions { nodes, base_port, ..options() }.check().expect_err("refused");
             assert!(error.to_string().starts_with(named), "{error}");
         }

@@ -45,7 +45,13 @@ impl Progress {
 }
 
 /// Prints where the nodes are and what to try.
-pub(super) fn welcome(specs: &[NodeSpec], leader: u64, typed_as: &str, endpoints: bool, dir: &Path) {
+pub(super) fn welcome(
+    specs: &[NodeSpec],
+    leader: u64,
+    typed_as: &str,
+    endpoints: bool,
+    dir: &Path,
+) {
     let text = table(specs, leader) + "\n" + &commands(specs, typed_as, endpoints);
     let mut out = io::stdout();
     let _gone = out.write_all(text.as_bytes()).and_then(|()| out.flush());

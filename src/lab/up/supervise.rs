@@ -147,10 +147,8 @@ impl Supervisor {
         let specs = self.specs();
         let mut progress = Progress::new();
         let led = {
-            let mut elected = pin!(timeout_at(
-                Instant::now() + LEADER_LIMIT,
-                elected(&specs, &mut progress)
-            ));
+            let mut elected =
+                pin!(timeout_at(Instant::now() + LEADER_LIMIT, elected(&specs, &mut progress)));
             tokio::select! {
                 led = &mut elected => led.map_err(|_| None),
                 died = first_end(&mut self.nodes) => Err(Some(died)),
@@ -254,9 +252,7 @@ async fn elected(specs: &[NodeSpec], progress: &mut Progress) -> u64 {
 }
 
 /// Waits until a node ends, and takes its process away. Never returns when none is left.
-async fn first_end(
-    nodes: &mut [(NodeSpec, Option<NodeProcess>)],
-) -> (u64, io::Result<ExitStatus>) {
+async fn first_end(nodes: &mut [(NodeSpec, Option<NodeProcess>)]) -> (u64, io::Result<ExitStatus>) {
     let (at, how) = {
         let mut waits: Vec<_> = nodes
             .iter_mut()
