@@ -247,3 +247,6 @@ pub(crate) fn request_id(op: &Op) -> &str {
         | Op::RegisterMember(_) => "",
     }
 }
+
+#[cfg(test)]
+mod tests;

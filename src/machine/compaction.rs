@@ -75,3 +75,6 @@ fn sweep(tx: &mut Tx<'_>) -> Result<(), StoreError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -291,3 +291,6 @@ fn order_key(number: u64) -> Bytes {
 fn low_water_key(session: SessionId) -> Bytes {
     Key::of(Table::LowWater).u64(session.value()).bytes()
 }
+
+#[cfg(test)]
+mod tests;

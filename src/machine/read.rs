@@ -213,3 +213,6 @@ fn load_change(reader: &dyn Reader, row: ChangeRow) -> Result<Change, StoreError
     let prev = if row.replaced.is_zero() { None } else { Some(version(row.replaced)?) };
     Ok(Change { space: row.space, kind: row.kind, kv, prev })
 }
+
+#[cfg(test)]
+mod tests;

@@ -312,3 +312,6 @@ impl<'a> SnapshotLoader<'a> {
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes were taken"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,7 +22,7 @@ use crate::{
     types::{LogIndex, LogTime, Term},
 };
 
-type Map = BTreeMap<Bytes, Bytes>;
+pub(crate) type Map = BTreeMap<Bytes, Bytes>;
 
 /// A store in a map.
 #[derive(Debug, Default)]
@@ -158,6 +158,13 @@ impl Harness {
         }
     }
 
+    /// All rows but the head, which moves with every entry.
+    pub(crate) fn state(&self) -> Map {
+        let mut rows = Map::clone(&self.store.rows());
+        rows.remove(&crate::machine::head::key());
+        rows
+    }
+
     /// Puts a key and returns its revision.
     pub(crate) fn put(&mut self, key: &str, value: &str) -> u64 {
         match self.outcome(put(key, value)).result {
@@ -203,4 +210,10 @@ pub(crate) fn range(key: &str, end: &str, revision: u64) -> RangeRequest {
         revision,
         ..RangeRequest::default()
     }
+}
+
+/// Bytes as lines of hexadecimal, for golden files.
+pub(crate) fn hex_lines(bytes: &[u8]) -> String {
+    let line = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    bytes.chunks(32).map(|bytes| line(bytes) + "\n").collect()
 }

@@ -468,3 +468,6 @@ impl Iterator for Merge<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

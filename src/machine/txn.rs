@@ -93,3 +93,6 @@ fn holds(compare: &Compare, kv: Option<&KeyValue>) -> bool {
         Operator::Unspecified => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -193,3 +193,6 @@ fn too_large(what: &str, bytes: usize, limit: usize) -> Refusal {
         .with("bytes", bytes)
         .with("limit", limit)
 }
+
+#[cfg(test)]
+mod tests;

@@ -182,6 +182,9 @@ fn hex(hash: &Xxh3) -> String {
     text
 }
 
+#[cfg(test)]
+mod tests;
+
 // SKELETON: the typed helper replaces what follows by impl blocks in its own files.
 #[allow(unused_variables, missing_docs, clippy::missing_errors_doc)]
 impl View {

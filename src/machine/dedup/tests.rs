@@ -1,0 +1,124 @@
+//! Request ids: at most once, and never silently again.
+
+use uuid::Uuid;
+
+use crate::{
+    machine::{
+        dedup::{REQUEST_WINDOW, RequestId},
+        tables::{Key, Table},
+        testing::{Harness, range},
+    },
+    pb::{
+        command::v1::{Outcome, Reason, command::Op, outcome::Result::Put},
+        kv::v1::{HeldLock, PutRequest},
+    },
+    types::SessionId,
+};
+
+fn put(value: &str, request_id: &str) -> Op {
+    Op::Put(PutRequest {
+        key: "a".into(),
+        value: value.to_owned().into(),
+        request_id: request_id.into(),
+        ..PutRequest::default()
+    })
+}
+
+fn uuid(number: u128) -> String {
+    Uuid::from_u128(number).to_string()
+}
+
+fn revision(outcome: &Outcome) -> u64 {
+    match &outcome.result {
+        Some(Put(response)) => response.revision,
+        other => panic!("not put: {other:?}"),
+    }
+}
+
+fn value(harness: &Harness) -> String {
+    let kv = harness.view().range(&range("a", "", 0)).unwrap().unwrap().kvs.pop().unwrap();
+    String::from_utf8(kv.value.to_vec()).unwrap()
+}
+
+fn remembered(harness: &Harness) -> usize {
+    let count = |table| {
+        let range = Key::of(table).prefix();
+        harness.store.rows().keys().filter(|key| range.contains(key)).count()
+    };
+    assert_eq!(count(Table::Request), count(Table::RequestOrder));
+    count(Table::Request)
+}
+
+#[test]
+fn a_retry_is_answered_as_the_first_time() {
+    let mut harness = Harness::new();
+    let first = harness.outcome(put("1", &uuid(1)));
+    harness.put("a", "2");
+    assert_eq!(harness.outcome(put("1", &uuid(1))), first);
+    assert_eq!(revision(&first), 1);
+    assert_eq!(value(&harness), "2");
+    // The same UUID in another spelling is the same request.
+    assert_eq!(harness.outcome(put("1", &Uuid::from_u128(1).simple().to_string())), first);
+}
+
+#[test]
+fn the_same_id_with_another_body_is_refused() {
+    let mut harness = Harness::new();
+    harness.outcome(put("1", &uuid(1)));
+    assert_eq!(harness.refused(put("2", &uuid(1))).reason(), Reason::RequestIdReused);
+    let delete = crate::machine::testing::delete("a", "");
+    let Op::DeleteRange(mut delete) = delete else { panic!() };
+    delete.request_id = uuid(1);
+    assert_eq!(harness.refused(Op::DeleteRange(delete)).reason(), Reason::RequestIdReused);
+    assert_eq!(value(&harness), "1");
+}
+
+#[test]
+fn a_refused_request_may_be_tried_again() {
+    let mut harness = Harness::new();
+    let Op::Put(mut request) = put("1", &uuid(1)) else { panic!() };
+    request.require_lock = Some(HeldLock { name: "l".into(), fencing_token: 1 });
+    assert_eq!(harness.refused(Op::Put(request)).reason(), Reason::WrongFencingToken);
+    assert_eq!(remembered(&harness), 0);
+    assert_eq!(revision(&harness.outcome(put("1", &uuid(1)))), 1);
+}
+
+#[test]
+fn requests_are_forgotten_behind_the_window_a_few_at_a_time() {
+    let mut harness = Harness::new();
+    for number in 1..=20 {
+        harness.outcome(put("1", &uuid(number)));
+    }
+    let window = u64::try_from(REQUEST_WINDOW.as_millis()).unwrap();
+    harness.now_ms += window;
+    harness.outcome(put("1", &uuid(21)));
+    assert_eq!(remembered(&harness), 21, "the window's last moment counts");
+    harness.now_ms += 1;
+    harness.outcome(put("1", &uuid(22)));
+    assert_eq!(remembered(&harness), 22 - 4);
+    for number in 23..40 {
+        harness.outcome(put("1", &uuid(number)));
+    }
+    assert_eq!(remembered(&harness), 39 - 20);
+    let before = harness.machine.head().revision.value();
+    assert_eq!(revision(&harness.outcome(put("1", &uuid(1)))), before + 1, "it runs again");
+    assert_eq!(revision(&harness.outcome(put("1", &uuid(30)))), 30, "it does not");
+}
+
+#[test]
+fn ids_are_parsed() {
+    let id = RequestId::parse("5:9:7").unwrap();
+    let session = SessionId::new(5);
+    assert_eq!(id, RequestId::Sequence { session, sequence: 9, low_water: 7 });
+    let id = RequestId::parse("00000000-0000-0000-0000-000000000001").unwrap();
+    assert_eq!(id, RequestId::Uuid(Uuid::from_u128(1)));
+}
+
+#[test]
+fn a_session_that_is_not_there_never_runs_a_request() {
+    let mut harness = Harness::new();
+    harness.put("a", "1");
+    let refused = harness.refused(put("2", "99:1:1"));
+    assert_eq!(refused.reason(), Reason::SessionExpired);
+    assert_eq!(value(&harness), "1");
+}
