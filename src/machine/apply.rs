@@ -174,7 +174,12 @@ fn decide(tx: &mut Tx<'_>, origin: &Origin, op: &Op) -> Decision<Option<Outcome>
     let fingerprint = dedup::fingerprint(op);
     match dedup::recall(tx, request_id, fingerprint)? {
         Ok(None) => {}
-        known => return Ok(known),
+        known => {
+            if let Ok(Some(outcome)) = &known {
+                lock::deliver_again(tx, origin, outcome)?;
+            }
+            return Ok(known);
+        }
     }
     let decision = bounded(execute(tx, origin, op)?);
     if let Ok(Some(outcome)) = &decision {

@@ -191,6 +191,10 @@ pub(crate) fn remember(
             forget_oldest(tx)
         }
         RequestId::Sequence { session, low_water, .. } => {
+            // With the session, nobody is left to ask.
+            if !session::exists(tx, session)? {
+                return Ok(());
+            }
             tx.save(row_key(id), &row);
             raise_low_water(tx, session, low_water)
         }

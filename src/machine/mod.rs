@@ -14,9 +14,11 @@ mod head;
 mod keyspace;
 mod lock;
 mod outcome;
+mod page;
 mod read;
 mod session;
 mod snapshot;
+mod span;
 pub mod store;
 mod tables;
 #[cfg(test)]

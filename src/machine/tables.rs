@@ -39,8 +39,6 @@ pub(crate) enum Table {
     WaiterOrigin = 0x33,
     /// What else is known of locks (`lock.rs`).
     LockDetail = 0x34,
-    /// Instances' bookkeeping (`discovery.rs`).
-    Instance = 0x38,
     /// `position` -> an event (`events.rs`).
     Event = 0x40,
     /// Streams (`events.rs`).
@@ -120,6 +118,12 @@ impl Key {
     /// The range of all keys that start with this one.
     pub(crate) fn prefix(self) -> KeyRange {
         KeyRange::prefix(&self.0)
+    }
+}
+
+impl From<Key> for Bytes {
+    fn from(key: Key) -> Self {
+        key.bytes()
     }
 }
 

@@ -388,6 +388,12 @@ pub(crate) fn decode<M: Message + Default>(row: Bytes) -> Result<M, StoreError> 
     M::decode(row).map_err(|error| StoreError(format!("a row is malformed: {error}")))
 }
 
+/// Reads a text that was written into a row or its key.
+pub(crate) fn text(bytes: &[u8]) -> Result<String, StoreError> {
+    let text = core::str::from_utf8(bytes);
+    text.map(str::to_owned).map_err(|error| StoreError(format!("a row is malformed: {error}")))
+}
+
 /// The message in a row of any reader.
 pub(crate) fn load<M: Message + Default>(
     reader: &dyn Reader,

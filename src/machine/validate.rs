@@ -10,8 +10,11 @@ use prost::Message as _;
 
 use crate::{
     machine::{
+        cluster,
         dedup::RequestId,
+        discovery, events, lock,
         outcome::{invalid, refusal},
+        session,
     },
     pb::{
         command::v1::{Reason, Refusal, command::Op},
@@ -62,7 +65,20 @@ pub fn validate(op: &Op) -> Result<(), Refusal> {
         Op::Put(request) => put(request),
         Op::DeleteRange(request) => delete_range(request),
         Op::Txn(request) => txn(request),
-        _ => Ok(()),
+        Op::OpenSession(request) => session::validate_open(request),
+        Op::CloseSession(request) => session::validate_close(request),
+        Op::Acquire(request) => lock::validate_acquire(request),
+        Op::Release(request) => lock::validate_release(request),
+        Op::Register(request) => discovery::validate_register(request),
+        Op::Deregister(request) => discovery::validate_deregister(request),
+        Op::Append(request) => events::validate_append(request),
+        Op::FoundCluster(command) => cluster::validate_found(command),
+        Op::RegisterMember(command) => cluster::validate_register(command),
+        Op::Compact(_)
+        | Op::CancelAcquire(_)
+        | Op::ExpireSessions(_)
+        | Op::CheckpointSessions(_)
+        | Op::AdvanceTime(_) => Ok(()),
     }
 }
 

@@ -21,13 +21,10 @@ use crate::{
     },
     pb::{
         cluster::v1::StateHashResponse,
-        command::v1::{Refusal, RegisterMember},
-        discovery::v1::{Instance, ListServicesResponse, ResolveRequest, ResolveResponse},
-        event::v1::{ListStreamsRequest, ListStreamsResponse, RecordedEvent},
+        command::v1::Refusal,
         kv::v1::{RangeRequest, RangeResponse},
-        lock::v1::{DescribeResponse, ListRequest, ListResponse},
     },
-    types::{ClusterId, Duration, Revision, SessionId},
+    types::{Duration, Revision, SessionId},
 };
 
 /// What the leader loads of a session when it takes over.
@@ -184,94 +181,3 @@ fn hex(hash: &Xxh3) -> String {
 
 #[cfg(test)]
 mod tests;
-
-// SKELETON: the typed helper replaces what follows by impl blocks in its own files.
-#[allow(unused_variables, missing_docs, clippy::missing_errors_doc)]
-impl View {
-    /// One lock with its line.
-    pub fn lock(&self, name: &str) -> Result<DescribeResponse, StoreError> {
-        unimplemented!()
-    }
-
-    /// `lock.v1.LockService/List`.
-    pub fn locks(
-        &self,
-        request: &ListRequest,
-    ) -> Result<Result<ListResponse, Refusal>, StoreError> {
-        unimplemented!()
-    }
-
-    /// `discovery.v1.DiscoveryService/Resolve`.
-    pub fn resolve(&self, request: &ResolveRequest) -> Result<ResolveResponse, StoreError> {
-        unimplemented!()
-    }
-
-    /// One instance.
-    pub fn instance(&self, service: &str, id: &str) -> Result<Option<Instance>, StoreError> {
-        unimplemented!()
-    }
-
-    /// All instances, for a watch of all services.
-    pub fn instances(&self) -> Result<Vec<Instance>, StoreError> {
-        unimplemented!()
-    }
-
-    /// `discovery.v1.DiscoveryService/ListServices`.
-    pub fn services(&self) -> Result<ListServicesResponse, StoreError> {
-        unimplemented!()
-    }
-
-    /// Events of a stream from a version on, or of all (`stream` empty) from a position on, until
-    /// `count_max` or about `bytes_max` are gathered. An unknown stream has none.
-    pub fn events(
-        &self,
-        stream: &str,
-        from: u64,
-        count_max: usize,
-        bytes_max: usize,
-    ) -> Result<Vec<RecordedEvent>, StoreError> {
-        unimplemented!()
-    }
-
-    /// A stream's version; `None` where it does not exist.
-    pub fn stream_version(&self, stream: &str) -> Result<Option<u64>, StoreError> {
-        unimplemented!()
-    }
-
-    /// `event.v1.EventService/ListStreams`.
-    pub fn streams(
-        &self,
-        request: &ListStreamsRequest,
-    ) -> Result<Result<ListStreamsResponse, Refusal>, StoreError> {
-        unimplemented!()
-    }
-
-    /// The holder's session of a lock, where it is held with this token.
-    pub fn lock_session(
-        &self,
-        name: &str,
-        fencing_token: u64,
-    ) -> Result<Option<SessionId>, StoreError> {
-        unimplemented!()
-    }
-
-    /// All sessions.
-    pub fn sessions(&self) -> Result<Vec<SessionInfo>, StoreError> {
-        unimplemented!()
-    }
-
-    /// Whether a session lives.
-    pub fn session(&self, session: SessionId) -> Result<Option<SessionInfo>, StoreError> {
-        unimplemented!()
-    }
-
-    /// The cluster's id, once it is founded.
-    pub fn cluster_id(&self) -> Result<Option<ClusterId>, StoreError> {
-        unimplemented!()
-    }
-
-    /// The registered members.
-    pub fn members(&self) -> Result<Vec<RegisterMember>, StoreError> {
-        unimplemented!()
-    }
-}
