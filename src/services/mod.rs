@@ -1,3 +1,24 @@
 //! Floor 5: the gRPC services, and the transport between nodes.
+//!
+//! One file a service. A handler checks the request, asks the node's handle and maps the answer; it
+//! keeps no state. Deadlines, load limits and draining stand before all of them, in [`Limits`] and
+//! the gate behind [`client_side`].
 
+mod call;
+mod cluster;
+mod deadline;
+mod discovery;
+mod event;
+mod gate;
+mod health;
+mod kv;
+mod lock;
 pub mod peer;
+mod routes;
+mod session;
+mod snapshot;
+
+pub use cluster::Peers;
+pub use gate::Limits;
+pub use health::Health;
+pub use routes::{ClientSide, client_side};

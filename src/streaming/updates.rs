@@ -8,6 +8,7 @@ use core::{
     pin::Pin,
     task::{Context, Poll, ready},
 };
+use std::sync::Arc;
 
 use futures_core::Stream;
 use tokio::{
@@ -40,7 +41,7 @@ pub struct Terms {
     /// The call's deadline.
     pub deadline: Option<Instant>,
     /// The stream's place among those that may be open.
-    pub permit: Option<OwnedSemaphorePermit>,
+    pub permit: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 /// Responses as a gRPC stream.

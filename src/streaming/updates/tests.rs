@@ -1,7 +1,5 @@
 //! The stream around a cursor: bounded, and ended by whoever may end it.
 
-use std::sync::Arc;
-
 use tokio::sync::Semaphore;
 use tokio_stream::StreamExt as _;
 use tonic::Code;
@@ -92,7 +90,7 @@ async fn the_deadline_ends_the_stream() {
 #[tokio::test]
 async fn a_caller_that_left_frees_its_place() {
     let places = Arc::new(Semaphore::new(1));
-    let permit = Some(Arc::clone(&places).try_acquire_owned().unwrap());
+    let permit = Some(Arc::new(Arc::clone(&places).try_acquire_owned().unwrap()));
     let numbers = Numbers::new(0, 4);
     let updates = stream(Terms { permit, ..terms() }, Vec::new(), numbers.caught_up(0));
     assert_eq!(places.available_permits(), 0);

@@ -1,0 +1,90 @@
+//! What the handlers share: a command's way through the node, and a read's.
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::{
+    machine::{self, View, refusal},
+    node::Handle,
+    pb::command::v1::{Reason, command, outcome},
+    services::gate::Call,
+    streaming::Terms,
+    types::Revision,
+    wire::status::{from_refusal, from_store_error},
+};
+
+/// The node that a service answers for.
+#[derive(Clone, Debug)]
+pub(crate) struct Context {
+    pub(crate) node: Handle,
+    pub(crate) drain: CancellationToken,
+}
+
+impl Context {
+    /// Checks and proposes a command, and waits for what came of it.
+    pub(crate) async fn change(
+        &self,
+        op: command::Op,
+        call: &Call,
+    ) -> Result<outcome::Result, Status> {
+        machine::validate(&op).map_err(from_refusal)?;
+        let outcome = self.node.propose(op, call.deadline).await.map_err(from_refusal)?;
+        match outcome.result {
+            Some(outcome::Result::Refusal(refusal)) => Err(from_refusal(refusal)),
+            Some(result) => Ok(result),
+            None => Err(Status::internal("the state machine gave no result")),
+        }
+    }
+
+    /// The state: what this node has, or what holds everything acknowledged before the call.
+    pub(crate) async fn view(&self, stale: bool, call: &Call) -> Result<View, Status> {
+        if !stale {
+            self.barrier(call.deadline).await?;
+        }
+        Ok(self.node.view())
+    }
+
+    /// Waits until this node's state holds everything acknowledged before the call.
+    pub(crate) async fn barrier(&self, deadline: Option<Instant>) -> Result<(), Status> {
+        self.node.read_barrier(deadline).await.map_err(from_refusal)
+    }
+
+    /// When a stream of this call ends on the server's account.
+    pub(crate) fn terms(&self, call: Call) -> Terms {
+        Terms { drain: self.drain.clone(), deadline: call.deadline, permit: call.permit }
+    }
+}
+
+/// Takes the result that a command of its kind has.
+macro_rules! expect_result {
+    ($result:expr, $variant:ident) => {
+        match $result {
+            $crate::pb::command::v1::outcome::Result::$variant(response) => {
+                Ok(tonic::Response::new(response))
+            }
+            _ => Err(tonic::Status::internal("the state machine gave a result of another kind")),
+        }
+    };
+}
+pub(crate) use expect_result;
+
+/// Reads what may take a while on a thread that may wait.
+pub(crate) async fn read<T: Send + 'static>(
+    view: View,
+    read: impl FnOnce(&View) -> Result<T, Status> + Send + 'static,
+) -> Result<T, Status> {
+    tokio::task::spawn_blocking(move || read(&view))
+        .await
+        .map_err(|error| Status::internal(format!("reading the state failed: {error}")))?
+}
+
+/// The newest revision of a view.
+pub(crate) fn revision(view: &View) -> Result<Revision, Status> {
+    Ok(view.head().map_err(|error| from_store_error(&error))?.revision)
+}
+
+/// A refusal of a malformed request.
+pub(crate) fn invalid(sentence: impl Into<String>) -> Status {
+    from_refusal(refusal(Reason::InvalidArgument, sentence))
+}

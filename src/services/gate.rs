@@ -1,0 +1,174 @@
+//! The gate that every call of a client passes: it knows what kind of call it is, refuses what is
+//! too much or comes while the node drains, and sees to the deadline.
+//!
+//! What it refuses was certainly not proposed.
+
+use core::fmt::Debug;
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    extract::{Request, State},
+    middleware::Next,
+    response::Response,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::{
+    machine::refusal,
+    pb::command::v1::Reason,
+    services::deadline::{self, Deadline},
+    wire::status::from_refusal,
+};
+
+/// How many calls a node serves at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Reads and changes.
+    pub calls_max: usize,
+    /// Calls that wait for a lock.
+    pub waits_max: usize,
+    /// Open streams.
+    pub streams_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { calls_max: 8_192, waits_max: 16_384, streams_max: 16_384 }
+    }
+}
+
+/// What kind of call it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Reads and ends.
+    Read,
+    /// Changes something and ends.
+    Change,
+    /// Waits for its turn as long as the caller does.
+    Wait,
+    /// Streams as long as the caller listens.
+    Stream,
+    /// Not of ours: health and reflection.
+    Foreign,
+}
+
+impl Kind {
+    /// The kind of the call at a path, as `/quorate.kv.v1.KvService/Put`.
+    pub(crate) fn of(path: &str) -> Self {
+        let Some((service, method)) =
+            path.strip_prefix("/quorate.").and_then(|path| path.split_once('/'))
+        else {
+            return Self::Foreign;
+        };
+        match (service, method) {
+            ("lock.v1.LockService", "Acquire") => Self::Wait,
+            (_, "Watch" | "Subscribe" | "KeepAlive") => Self::Stream,
+            ("event.v1.EventService", "Read") => Self::Stream,
+            (
+                _,
+                "Range" | "Describe" | "List" | "Resolve" | "ListServices" | "ListStreams"
+                | "Status" | "StateHash",
+            ) => Self::Read,
+            _ => Self::Change,
+        }
+    }
+
+    /// Whether a call of this kind that sets no deadline has none.
+    pub(crate) const fn waits_for_ever(self) -> bool {
+        matches!(self, Self::Wait | Self::Stream | Self::Foreign)
+    }
+}
+
+/// What the gate gives a handler along with the request.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Call {
+    /// When the answer is due.
+    pub(crate) deadline: Option<Instant>,
+    /// The place among the calls of its kind; a stream holds it until it ends.
+    pub(crate) permit: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+impl Call {
+    /// What the gate put into a request.
+    pub(crate) fn of<T>(request: &mut tonic::Request<T>) -> Self {
+        request.extensions_mut().remove().unwrap_or_default()
+    }
+}
+
+/// The gate's state.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    drain: CancellationToken,
+    calls: Arc<Semaphore>,
+    waits: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
+}
+
+impl Gate {
+    pub(crate) fn new(limits: Limits, drain: CancellationToken) -> Self {
+        let places = |max: usize| Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
+        Self {
+            drain,
+            calls: places(limits.calls_max),
+            waits: places(limits.waits_max),
+            streams: places(limits.streams_max),
+        }
+    }
+
+    fn admit(&self, kind: Kind) -> Result<Option<Arc<OwnedSemaphorePermit>>, Status> {
+        let (places, what) = match kind {
+            Kind::Foreign => return Ok(None),
+            Kind::Read | Kind::Change => (&self.calls, "calls"),
+            Kind::Wait => (&self.waits, "calls that wait for a lock"),
+            Kind::Stream => (&self.streams, "streams"),
+        };
+        if self.drain.is_cancelled() {
+            let sentence = "this node is stopping and takes no more calls: ask another one";
+            return Err(from_refusal(refusal(Reason::Draining, sentence)));
+        }
+        let place = Arc::clone(places).try_acquire_owned().map_err(|_| {
+            let sentence =
+                format!("too many {what} are open at this node: try again, or elsewhere");
+            from_refusal(refusal(Reason::Overloaded, sentence))
+        })?;
+        Ok(Some(Arc::new(place)))
+    }
+}
+
+/// Lets a call through or refuses it, and answers for it when its deadline runs out.
+pub(crate) async fn pass(
+    State(gate): State<Arc<Gate>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let kind = Kind::of(request.uri().path());
+    let deadline = Deadline::of(request.headers(), kind, Instant::now());
+    let permit = match gate.admit(kind) {
+        Ok(permit) => permit,
+        Err(status) => return answer(status),
+    };
+    let handler = deadline.map(|deadline| deadline.handler);
+    request.extensions_mut().insert(Call { deadline: handler, permit: permit.clone() });
+    let run = next.run(request);
+    let response = match deadline {
+        Some(deadline) => timeout_at(deadline.gate, run)
+            .await
+            .unwrap_or_else(|_| answer(deadline::exceeded(kind))),
+        None => run.await,
+    };
+    drop(permit);
+    response
+}
+
+fn answer(status: Status) -> Response {
+    status.into_http::<Body>()
+}
+
+#[cfg(test)]
+mod tests;

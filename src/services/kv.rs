@@ -1,0 +1,167 @@
+//! `quorate.kv.v1.KvService`: the revisioned keyspace.
+
+use bytes::Bytes;
+use tonic::{Request, Response, Status};
+
+use crate::{
+    machine::{ChangeKind, Space, View},
+    pb::{
+        command::v1::command::Op,
+        kv::v1::{
+            CompactRequest, CompactResponse, DeleteRangeRequest, DeleteRangeResponse, KvEvent,
+            PutRequest, PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
+            WatchRequest, WatchResponse, kv_event, kv_service_server::KvService,
+        },
+    },
+    services::{
+        call::{Context, expect_result, invalid, read, revision},
+        gate::Call,
+    },
+    streaming::{Changes, Update, Updates, follow},
+    types::{KeyRange, Revision},
+    wire::status::{from_refusal, from_store_error},
+};
+
+/// The longest key, in bytes.
+const KEY_BYTES_MAX: usize = 8_192;
+
+/// The service on one node.
+#[derive(Clone, Debug)]
+pub(crate) struct Kv(pub(crate) Context);
+
+#[tonic::async_trait]
+impl KvService for Kv {
+    async fn range(
+        &self,
+        mut request: Request<RangeRequest>,
+    ) -> Result<Response<RangeResponse>, Status> {
+        let call = Call::of(&mut request);
+        let request = request.into_inner();
+        check_range(&request.key, &request.range_end)?;
+        let view = self.0.view(request.stale, &call).await?;
+        // One key is read at once; a range may take a while.
+        let single = request.range_end.is_empty();
+        let range = move |view: &View| {
+            view.range(&request).map_err(|error| from_store_error(&error))?.map_err(from_refusal)
+        };
+        let response = if single { range(&view)? } else { read(view, range).await? };
+        Ok(Response::new(response))
+    }
+
+    async fn put(&self, mut request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        let call = Call::of(&mut request);
+        expect_result!(self.0.change(Op::Put(request.into_inner()), &call).await?, Put)
+    }
+
+    async fn delete_range(
+        &self,
+        mut request: Request<DeleteRangeRequest>,
+    ) -> Result<Response<DeleteRangeResponse>, Status> {
+        let call = Call::of(&mut request);
+        let op = Op::DeleteRange(request.into_inner());
+        expect_result!(self.0.change(op, &call).await?, DeleteRange)
+    }
+
+    async fn txn(&self, mut request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        let call = Call::of(&mut request);
+        expect_result!(self.0.change(Op::Txn(request.into_inner()), &call).await?, Txn)
+    }
+
+    type WatchStream = Updates<WatchResponse>;
+
+    async fn watch(
+        &self,
+        mut request: Request<WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let call = Call::of(&mut request);
+        let request = request.into_inner();
+        check_range(&request.key, &request.range_end)?;
+        let range = KeyRange::from_wire(&request.key, &request.range_end);
+        let changes = Changes::new(self.0.node.clone(), Space::User, range);
+        let (cursor, opening) = if request.start_revision == 0 {
+            let revision = revision(&self.0.view(false, &call).await?)?;
+            (changes.caught_up(revision), vec![registered(revision)])
+        } else {
+            let after = Revision::new(request.start_revision).previous();
+            (changes.catching_up(after), Vec::new())
+        };
+        let prev_kv = request.prev_kv;
+        let respond = move |update| watch_response(update, prev_kv);
+        Ok(Response::new(follow(self.0.terms(call), opening, cursor, respond)))
+    }
+
+    async fn compact(
+        &self,
+        mut request: Request<CompactRequest>,
+    ) -> Result<Response<CompactResponse>, Status> {
+        let call = Call::of(&mut request);
+        expect_result!(self.0.change(Op::Compact(request.into_inner()), &call).await?, Compact)
+    }
+}
+
+/// The first response to a watch that starts now: what happens after `revision` will be delivered.
+fn registered(revision: Revision) -> WatchResponse {
+    WatchResponse { revision: revision.value(), caught_up: true, ..Default::default() }
+}
+
+fn watch_response(update: Update<Changes>, prev_kv: bool) -> WatchResponse {
+    let events = update.items.into_iter().map(|change| KvEvent {
+        kind: match change.kind {
+            ChangeKind::Put => kv_event::Kind::Put.into(),
+            ChangeKind::Delete => kv_event::Kind::Delete.into(),
+        },
+        kv: Some(change.kv),
+        prev_kv: change.prev.filter(|_| prev_kv),
+    });
+    WatchResponse {
+        events: events.collect(),
+        revision: update.place.value(),
+        caught_up: update.caught_up,
+        fell_behind: update.fell_behind,
+    }
+}
+
+fn check_range(key: &Bytes, range_end: &Bytes) -> Result<(), Status> {
+    if key.is_empty() {
+        return Err(invalid("key is empty; all keys start at a single zero byte"));
+    }
+    if key.len().max(range_end.len()) > KEY_BYTES_MAX {
+        return Err(invalid(format!("a key has more than {KEY_BYTES_MAX} bytes")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{machine::Change, pb::kv::v1::KeyValue};
+
+    #[test]
+    fn a_change_is_told_with_its_past_only_where_asked() {
+        let kv = |revision| KeyValue { mod_revision: revision, ..Default::default() };
+        let change = |kind| Change { space: Space::User, kind, kv: kv(5), prev: Some(kv(4)) };
+        let update = |kind| Update {
+            items: vec![change(kind)],
+            place: Revision::new(5),
+            caught_up: false,
+            fell_behind: true,
+        };
+        let told = watch_response(update(ChangeKind::Put), true);
+        assert_eq!((told.revision, told.caught_up, told.fell_behind), (5, false, true));
+        assert_eq!(told.events[0].kind(), kv_event::Kind::Put);
+        assert_eq!(told.events[0].prev_kv, Some(kv(4)));
+        let told = watch_response(update(ChangeKind::Delete), false);
+        assert_eq!(told.events[0].kind(), kv_event::Kind::Delete);
+        assert_eq!(
+            (told.events[0].kv.clone(), told.events[0].prev_kv.clone()),
+            (Some(kv(5)), None)
+        );
+    }
+
+    #[test]
+    fn an_empty_key_is_refused() {
+        assert!(check_range(&Bytes::new(), &Bytes::new()).is_err());
+        assert!(check_range(&vec![b'k'; KEY_BYTES_MAX + 1].into(), &Bytes::new()).is_err());
+        assert!(check_range(&vec![0].into(), &vec![0].into()).is_ok());
+    }
+}

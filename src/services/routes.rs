@@ -1,0 +1,106 @@
+//! Everything that clients reach on one port: the services, health and reflection, behind the gate.
+
+use core::fmt;
+use std::sync::Arc;
+
+use axum::middleware::from_fn_with_state;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use crate::{
+    node::Handle,
+    pb::{
+        self, cluster::v1::cluster_service_server::ClusterServiceServer,
+        discovery::v1::discovery_service_server::DiscoveryServiceServer,
+        event::v1::event_service_server::EventServiceServer,
+        kv::v1::kv_service_server::KvServiceServer,
+        lock::v1::lock_service_server::LockServiceServer,
+        session::v1::session_service_server::SessionServiceServer,
+    },
+    services::{
+        call::Context,
+        cluster::{Cluster, Peers},
+        discovery::Discovery,
+        event::EventStreams,
+        gate::{self, Gate, Limits},
+        health::{self, Health},
+        kv::Kv,
+        lock::Locks,
+        session::Sessions,
+    },
+};
+
+/// What tonic decodes at most, in bytes. It lies above what the state machine takes, so that a
+/// request that is a little too large is refused in our own words.
+const DECODED_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// What clients reach.
+pub struct ClientSide {
+    /// For tonic's server, or axum's.
+    pub routes: Routes,
+    /// To be kept true by [`Health::follow`].
+    pub health: Health,
+}
+
+impl fmt::Debug for ClientSide {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientSide").field("health", &self.health).finish_non_exhaustive()
+    }
+}
+
+/// Puts the services of a node behind the gate. Cancelling `drain` ends all streams and refuses new
+/// calls; calls under way end by themselves.
+#[must_use]
+pub fn client_side<P: Peers>(
+    node: Handle,
+    peers: Arc<P>,
+    drain: CancellationToken,
+    limits: Limits,
+) -> ClientSide {
+    let gate = Arc::new(Gate::new(limits, drain.clone()));
+    let context = Context { node, drain };
+    let (reporter, health_service) = tonic_health::server::health_reporter();
+
+    macro_rules! server {
+        ($server:ident, $service:expr) => {
+            $server::new($service)
+                .max_decoding_message_size(DECODED_BYTES_MAX)
+                .max_encoding_message_size(usize::MAX)
+        };
+    }
+    let routes = Routes::new(server!(KvServiceServer, Kv(context.clone())))
+        .add_service(server!(LockServiceServer, Locks(context.clone())))
+        .add_service(server!(DiscoveryServiceServer, Discovery(context.clone())))
+        .add_service(server!(EventServiceServer, EventStreams(context.clone())))
+        .add_service(server!(SessionServiceServer, Sessions(context.clone())))
+        .add_service(server!(ClusterServiceServer, Cluster { context, peers }))
+        .add_service(health_service);
+    let router = with_reflection(routes).into_axum_router();
+    let router = router.layer(from_fn_with_state(gate, gate::pass));
+    ClientSide { routes: Routes::from(router).prepare(), health: Health::new(reporter) }
+}
+
+/// Adds both versions of the reflection service: tools still ask for the older one.
+fn with_reflection(routes: Routes) -> Routes {
+    let reflection = || {
+        let builder = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(pb::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .with_service_name("grpc.health.v1.Health");
+        health::SERVICES.into_iter().fold(builder, |builder, name| builder.with_service_name(name))
+    };
+    const WHOLE: &str = "the descriptors of our own protos are whole";
+    routes
+        .add_service(reflection().build_v1().expect(WHOLE))
+        .add_service(reflection().build_v1alpha().expect(WHOLE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reflection_is_built_from_our_descriptors() {
+        let _ = with_reflection(Routes::default());
+    }
+}
