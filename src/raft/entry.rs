@@ -78,11 +78,34 @@ impl Membership {
         self.voters.iter().chain(&self.outgoing).chain(&self.learners).copied().collect()
     }
 
+    /// Whether a node belongs to the group, voting or not.
+    #[must_use]
+    pub fn contains(&self, node: NodeId) -> bool {
+        self.is_voter(node) || self.learners.contains(&node)
+    }
+
+    /// Whether a change is under way that both majorities decide.
+    #[must_use]
+    pub fn is_joint(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+
     /// Whether a node votes in either configuration.
     #[must_use]
     pub fn is_voter(&self, node: NodeId) -> bool {
         self.voters.contains(&node) || self.outgoing.contains(&node)
     }
+}
+
+/// Where a log starts: the last entry that it no longer holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogStart {
+    /// Its index; zero for a whole log.
+    pub index: LogIndex,
+    /// Its term.
+    pub term: Term,
+    /// Its log time.
+    pub time: LogTime,
 }
 
 /// What a node must have on disk before it answers (Raft figure 2, persistent state), and the

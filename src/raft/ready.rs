@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::{
-    raft::{Entry, HardMark, HardState, LogMark, Membership, Message},
+    raft::{Entry, HardMark, HardState, LogMark, LogStart, Membership, Message},
     types::{LogIndex, LogTime, NodeId, Term},
 };
 
@@ -107,15 +107,20 @@ pub struct Ready {
     pub appends: Vec<Append>,
     /// May be sent at once, before any of the above is durable.
     pub messages: Vec<(NodeId, Message)>,
-    /// May be sent only once the disk has reached both marks.
+    /// May be sent only once the disk has reached both marks. Each of them is reached by an
+    /// append listed above or handed out earlier.
     pub held: Vec<Held>,
     /// Snapshots to send from the durable state.
     pub snapshots: Vec<SendSnapshot>,
-    /// The received snapshot that is to replace the state and the log up to its index; then report
-    /// [`Input::Applied`].
+    /// The received snapshot that is to replace the state, and overtakes all that was handed out
+    /// to be applied before; then report [`Input::Applied`]. Nothing more is handed out until then.
     pub install: Option<LogIndex>,
-    /// Committed entries to apply, in order; then report [`Input::Applied`].
+    /// Committed entries to apply, in order; then report [`Input::Applied`]. The next piece may
+    /// come before that report.
     pub apply: Option<Apply>,
+    /// The log was cut behind the applied state and starts after this entry; after the appends
+    /// above, the disk may forget what lies before.
+    pub purged: Option<LogStart>,
     /// What became of proposals.
     pub proposals: Vec<(Ticket, ProposeOutcome)>,
     /// What became of reads.
@@ -131,6 +136,10 @@ pub struct Ready {
 pub struct Append {
     /// The hard state as of this write, commit index included.
     pub hard: HardState,
+    /// Carried out first: a snapshot replaced the log up to this entry. What lies behind it is
+    /// void, and so is what follows unless it connects; then `truncate_from` is `None`. The
+    /// snapshot's bytes must be durable before this is, so that a restart can finish installing.
+    pub reset_to: Option<LogStart>,
     /// Entries from here on are void; `None` where the new ones simply follow.
     pub truncate_from: Option<LogIndex>,
     /// The entries to append.

@@ -1,0 +1,59 @@
+//! Snapshots: one that was sent has ended, one that a leader offers is here (Raft §7).
+//!
+//! The core decides whether a snapshot replaces the log; its bytes are the driver's.
+
+use crate::{
+    raft::{LogMark, LogStart, Membership, Raft, Ready, progress::ProgressState, role::Role},
+    types::{LogIndex, NodeId, Term},
+};
+
+impl Raft {
+    /// Probes behind the snapshot, or waits an election timeout before the next one.
+    pub(crate) fn on_snapshot_sent(&mut self, peer: NodeId, installed: Option<LogIndex>) {
+        let retry = self.now.after(self.config.election_timeout_max);
+        let last = self.log.last_index();
+        let Role::Leader(leading) = &mut self.role else { return };
+        let Some(progress) = leading.progress.get_mut(&peer) else { return };
+        if !matches!(progress.state, ProgressState::Snapshot { .. }) {
+            return;
+        }
+        match installed {
+            // The probe's answer, not this report, says how far the member matches.
+            Some(index) => progress.become_probe(index.min(last).next()),
+            None => progress.become_snapshot(retry),
+        }
+    }
+
+    /// Takes the snapshot over, unless it holds nothing that is not committed here already.
+    pub(crate) fn on_snapshot_received(
+        &mut self,
+        from: NodeId,
+        term: Term,
+        start: LogStart,
+        membership: Membership,
+        ready: &mut Ready,
+    ) {
+        if !self.hear_leader(from, term, ready) || start.index <= self.hard.commit {
+            return;
+        }
+        let committed = self.hard.commit;
+        let kept = self.log.reset(start);
+        if !kept {
+            self.durable = self.durable.min(committed);
+        }
+        self.write.reset_to = Some(start);
+        let index = if kept { self.accepted.index.max(start.index) } else { start.index };
+        let index = if self.accepted.leader_term == term { index } else { start.index };
+        self.accepted = LogMark { leader_term: term, index };
+        self.write.mark = true;
+        self.hard.commit = start.index;
+        // It replaces the membership in force, and with the log all that were pending (rule 3).
+        self.membership = membership;
+        // What was handed out before lies inside it, and so does a piece that was not taken yet.
+        self.applying.through = start.index;
+        self.applying.pieces.clear();
+        self.applying.installing = Some(start.index);
+        ready.apply = None;
+        ready.install = Some(start.index);
+    }
+}
