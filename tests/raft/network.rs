@@ -38,8 +38,19 @@ pub struct Disk {
     pub start: LogStart,
     pub entries: Vec<Entry>,
     pub membership: Membership,
-    pub applied: LogIndex,
+    /// The last entry that was applied.
+    pub applied: LogStart,
+    /// A snapshot that was received and is not installed yet.
+    pub incoming: Option<Snapshot>,
     /// What was applied, in order; the whole state of this machine.
+    pub state: Vec<(LogIndex, Term, Payload)>,
+}
+
+/// A snapshot: where it stands, the membership in it, and the state.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub start: LogStart,
+    pub membership: Membership,
     pub state: Vec<(LogIndex, Term, Payload)>,
 }
 
@@ -60,8 +71,6 @@ pub struct Node {
     pub proposals: Vec<(Ticket, ProposeOutcome)>,
     pub reads: Vec<(Ticket, ReadOutcome)>,
     pub transfers: Vec<(Ticket, TransferOutcome)>,
-    /// The snapshot that was received, while the core decides about it.
-    offered: Option<(LogStart, Membership, Vec<(LogIndex, Term, Payload)>)>,
 }
 
 #[derive(Debug)]
@@ -129,16 +138,21 @@ impl Network {
         };
         for (config, restored) in members {
             let id = config.id;
+            let start = LogStart {
+                index: restored.purged_index,
+                term: restored.purged_term,
+                time: restored.last_time,
+            };
+            let at = restored.entries.iter().find(|entry| entry.index == restored.applied);
+            let applied =
+                at.map_or(start, |e| LogStart { index: e.index, term: e.term, time: e.time });
             let disk = Disk {
                 hard: restored.hard,
-                start: LogStart {
-                    index: restored.purged_index,
-                    term: restored.purged_term,
-                    time: restored.last_time,
-                },
+                start,
                 entries: restored.entries.clone(),
                 membership: restored.membership.clone(),
-                applied: restored.applied,
+                applied,
+                incoming: None,
                 state: Vec::new(),
             };
             network.configs.insert(id, config);
@@ -148,14 +162,15 @@ impl Network {
         network
     }
 
-    fn boot(&self, id: NodeId, disk: Disk) -> Node {
+    fn boot(&self, id: NodeId, mut disk: Disk) -> Node {
+        disk.recover();
         let restored = Restored {
             hard: disk.hard,
             purged_index: disk.start.index,
             purged_term: disk.start.term,
             last_time: disk.start.time,
             entries: disk.entries.clone(),
-            applied: disk.applied,
+            applied: disk.applied.index,
             membership: disk.membership.clone(),
         };
         Node {
@@ -170,7 +185,6 @@ impl Network {
             proposals: Vec::new(),
             reads: Vec::new(),
             transfers: Vec::new(),
-            offered: None,
         }
     }
 
@@ -291,14 +305,9 @@ impl Network {
         let Some(piece) = node.pieces.pop_front() else { return false };
         match piece {
             Piece::Entries(entries) => node.disk.apply(entries),
-            Piece::Snapshot => {
-                let (start, membership, state) = node.offered.take().expect("it was offered");
-                node.disk.applied = start.index;
-                node.disk.membership = membership;
-                node.disk.state = state;
-            }
+            Piece::Snapshot => node.disk.install(),
         }
-        let index = self.node(id).disk.applied;
+        let index = self.node(id).disk.applied.index;
         self.step(id, Input::Applied { index });
         true
     }
@@ -309,37 +318,30 @@ impl Network {
         let any = !owed.is_empty();
         for SendSnapshot { to, term } in owed {
             let disk = &self.node(id).disk;
-            let index = disk.applied;
-            let at = disk.entries.iter().find(|entry| entry.index == index);
-            let start = at.map_or(disk.start, |e| LogStart { index, term: e.term, time: e.time });
-            let (membership, state) = (disk.membership.clone(), disk.state.clone());
+            let (start, membership) = (disk.applied, disk.membership.clone());
+            let snapshot = Snapshot { start, membership, state: disk.state.clone() };
             let from = n(id);
-            let arrives = !self.cut.contains(&(from, to)) && self.nodes[&to].up;
+            let busy = self.nodes[&to].disk.incoming.is_some();
+            let arrives = !self.cut.contains(&(from, to)) && self.nodes[&to].up && !busy;
             if arrives {
-                self.receive_snapshot(from, to, term, start, membership, state);
+                self.receive_snapshot(from, to, term, snapshot);
             }
-            let installed = arrives.then_some(index);
+            let installed = arrives.then_some(start.index);
             self.step(id, Input::SnapshotSent { peer: to, installed });
         }
         any
     }
 
-    pub fn receive_snapshot(
-        &mut self,
-        from: NodeId,
-        to: NodeId,
-        term: Term,
-        start: LogStart,
-        membership: Membership,
-        state: Vec<(LogIndex, Term, Payload)>,
-    ) {
-        if self.nodes[&to].pieces.iter().any(|piece| matches!(piece, Piece::Snapshot)) {
-            return;
-        }
-        self.node_mut(to).offered = Some((start, membership.clone(), state));
-        let LogStart { index, term: last_term, time } = start;
+    pub fn receive_snapshot(&mut self, from: NodeId, to: NodeId, term: Term, snapshot: Snapshot) {
+        let membership = snapshot.membership.clone();
+        let LogStart { index, term: last_term, time } = snapshot.start;
+        self.node_mut(to).disk.incoming = Some(snapshot);
         let input = Input::SnapshotReceived { from, term, index, last_term, time, membership };
         self.step(to.value(), input);
+        let node = self.node_mut(to);
+        if !node.pieces.iter().any(|piece| matches!(piece, Piece::Snapshot)) {
+            node.disk.incoming = None;
+        }
     }
 
     /// Delivers the oldest packet. Returns whether there was one.
@@ -425,10 +427,11 @@ impl Network {
     pub fn await_leader(&mut self) -> u64 {
         for _ in 0..1_000 {
             self.run(ms(50));
-            let up = || self.nodes.values().filter(|node| node.up);
-            if let Some(leader) = self.leader()
-                && up().all(|node| node.raft.status().leader == Some(n(leader)))
-                && self.raft(leader).status().leader_ready
+            let Some(leader) = self.leader() else { continue };
+            let status = self.raft(leader).status();
+            let members = status.membership.members();
+            let mut up = self.nodes.iter().filter(|(id, node)| node.up && members.contains(id));
+            if up.all(|(_, node)| node.raft.status().leader == status.leader) && status.leader_ready
             {
                 return leader;
             }
@@ -583,12 +586,35 @@ impl Disk {
         }
     }
 
+    fn install(&mut self) {
+        let snapshot = self.incoming.take().expect("it was received");
+        self.applied = snapshot.start;
+        self.membership = snapshot.membership;
+        self.state = snapshot.state;
+    }
+
+    /// Finishes what a crash left half done: the log learnt of a snapshot and the state did not,
+    /// or the other way round.
+    fn recover(&mut self) {
+        if self.start.index > self.applied.index {
+            self.install();
+        }
+        self.incoming = None;
+        let applied = self.applied;
+        let connects = |entry: &Entry| (entry.index, entry.term) == (applied.index, applied.term);
+        if applied.index > self.start.index && !self.entries.iter().any(connects) {
+            self.entries.clear();
+            self.start = applied;
+        }
+    }
+
     fn apply(&mut self, entries: Vec<Entry>) {
         for entry in entries {
-            assert_eq!(entry.index, self.applied.next(), "entries are applied in order, once");
+            let LogStart { index: applied, .. } = self.applied;
+            assert_eq!(entry.index, applied.next(), "entries are applied in order, once");
             let last = self.entries.last().map_or(self.start.index, |last| last.index);
             assert!(entry.index <= last, "what is applied is durable");
-            self.applied = entry.index;
+            self.applied = LogStart { index: entry.index, term: entry.term, time: entry.time };
             if let Payload::Membership(membership) = &entry.payload {
                 self.membership = membership.clone();
             }
