@@ -85,11 +85,9 @@ impl Progress {
     /// The member matches through `index`.
     pub(crate) fn on_matched(&mut self, index: LogIndex, log: &Log, now: Instant) {
         self.matched = self.matched.max(index);
+        self.next = self.next.max(self.matched.next());
         match &mut self.state {
-            ProgressState::Replicate(inflight) => {
-                self.next = self.next.max(self.matched.next());
-                inflight.free(index, now);
-            }
+            ProgressState::Replicate(inflight) => inflight.free(index, now),
             ProgressState::Probe { .. } => self.become_replicate(now),
             // A late answer that still leaves a gap changes nothing.
             ProgressState::Snapshot { .. } if self.matched < log.start().index => {}
