@@ -178,7 +178,9 @@ async fn refuse(
     answers: &mpsc::Sender<AppendAnswer>,
 ) {
     let from = NodeId::new(identity.map_or(0, |identity| identity.from_node));
-    warn!(node = %shared.directory.node_id, peer = %from, reason, "append refused");
+    if shared.is_news(from.value(), &reason) {
+        warn!(node = %shared.directory.node_id, peer = %from, reason, "append refused");
+    }
     let mut answer = wire::append_refusal_to_pb(shared.directory.identity(from), reason);
     answer.term = inbox.status().term;
     // Where the peer is gone already there is nobody to tell.
@@ -210,7 +212,7 @@ pub(super) async fn forwards(
 }
 
 /// The next message, unless the stream ends, breaks or the transport stops.
-async fn next<T>(shared: &Shared, requests: &mut Streaming<T>) -> Option<T> {
+pub(super) async fn next<T>(shared: &Shared, requests: &mut Streaming<T>) -> Option<T> {
     match shared.stop.run_until_cancelled(requests.message()).await? {
         Ok(message) => message,
         Err(status) => {
@@ -224,7 +226,7 @@ async fn next<T>(shared: &Shared, requests: &mut Streaming<T>) -> Option<T> {
 #[derive(Debug, Default)]
 pub(super) struct Votes {
     calls: AtomicU64,
-    waiting: Mutex<BTreeMap<u64, oneshot::Sender<VoteResponse>>>,
+    pub(super) waiting: Mutex<BTreeMap<u64, oneshot::Sender<VoteResponse>>>,
 }
 
 impl Votes {

@@ -160,7 +160,9 @@ impl LaneTask {
             Err(_) => return Err("it does not answer the handshake".to_owned()),
         };
         if let Err(reason) = self.shared.expect(peer, answer.identity.as_ref()) {
-            warn!(node = %directory.node_id, %peer, reason, "peer has another identity");
+            if self.shared.is_news(peer.value(), &reason) {
+                warn!(node = %directory.node_id, %peer, reason, "peer has another identity");
+            }
             return Err(reason);
         }
         self.shared.identity_accepted(peer);

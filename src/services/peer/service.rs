@@ -90,8 +90,10 @@ impl PeerService {
         };
         inbox.deliver(from, group, Message::VoteRequest(vote));
         let mut parked = parked;
-        match timeout(VOTE_WAIT, &mut parked.answer).await {
-            Ok(Ok(vote)) => Ok(wire::vote_response_to_pb(identity, &vote)),
+        let answer = timeout(VOTE_WAIT, &mut parked.answer);
+        match self.shared.stop.run_until_cancelled(answer).await {
+            Some(Ok(Ok(vote))) => Ok(wire::vote_response_to_pb(identity, &vote)),
+            None => Err(Status::unavailable("the node is stopping")),
             // Not "no": the vote may be on its way to the disk.
             _ => Err(Status::deadline_exceeded("the vote was not decided in time")),
         }
@@ -128,7 +130,8 @@ impl RaftService for PeerService {
         request: Request<Streaming<InstallSnapshotRequest>>,
     ) -> Result<Response<InstallSnapshotResponse>, Status> {
         let inbox = self.inbox()?;
-        snapshot::receive(&self.shared, inbox, request.into_inner()).await.map(Response::new)
+        let answer = snapshot::receive(&self.shared, inbox, request.into_inner()).await;
+        Ok(Response::new(answer))
     }
 
     async fn timeout_now(
@@ -171,7 +174,9 @@ impl RaftService for PeerService {
             checked => checked,
         };
         let from = checked.map_err(|reason| {
-            warn!(node = %me, peer = identity.from_node, reason, "handshake refused");
+            if self.shared.is_news(identity.from_node, &reason) {
+                warn!(node = %me, peer = identity.from_node, reason, "handshake refused");
+            }
             let mut refusal = Status::failed_precondition(reason);
             if let Some(cluster) = directory.cluster_id() {
                 let value = cluster.to_string().parse().expect("a UUID is plain ASCII");
@@ -194,7 +199,7 @@ impl RaftService for PeerService {
     ) -> Result<Response<Self::ForwardStream>, Status> {
         let inbox = self.inbox()?;
         let mut requests = request.into_inner();
-        let first = requests.message().await?.unwrap_or_default();
+        let first = inbound::next(&self.shared, &mut requests).await.unwrap_or_default();
         let from = self
             .shared
             .directory

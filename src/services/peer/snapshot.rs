@@ -18,7 +18,7 @@ use tokio::{
     task::spawn_blocking,
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tonic::Streaming;
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -31,6 +31,7 @@ use crate::{
 
 use super::{
     channel::{client, connect},
+    inbound,
     inbox::Inbox,
     lanes::text,
     transport::Shared,
@@ -123,16 +124,13 @@ fn make_chunks(
     }
 }
 
-/// Receives a snapshot and waits until the node has installed it.
-///
-/// # Errors
-/// Only where the stream itself breaks; everything else is in the answer.
+/// Receives a snapshot and waits until the node has installed it. Why not is in the answer.
 pub(super) async fn receive(
     shared: &Arc<Shared>,
     inbox: Arc<dyn Inbox>,
     mut chunks: Streaming<InstallSnapshotRequest>,
-) -> Result<InstallSnapshotResponse, Status> {
-    let first = chunks.message().await?.unwrap_or_default();
+) -> InstallSnapshotResponse {
+    let first = inbound::next(shared, &mut chunks).await.unwrap_or_default();
     let identity = first.identity.clone().unwrap_or_default();
     let status = Arc::clone(&inbox);
     let outcome = take(shared, inbox, first, &mut chunks).await;
@@ -140,12 +138,12 @@ pub(super) async fn receive(
         let (node, peer) = (shared.directory.node_id, identity.from_node);
         warn!(%node, peer, reason, "snapshot refused");
     }
-    Ok(InstallSnapshotResponse {
+    InstallSnapshotResponse {
         identity: Some(shared.directory.identity(NodeId::new(identity.from_node))),
         term: status.status().term,
         installed: outcome.is_ok(),
         reason: outcome.err().unwrap_or_default(),
-    })
+    }
 }
 
 async fn take(

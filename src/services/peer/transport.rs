@@ -9,10 +9,14 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use tokio::{runtime, sync::watch, time::Instant as Deadline};
+use tokio::{
+    runtime,
+    sync::watch,
+    time::{Instant as Deadline, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Status;
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 use uuid::Uuid;
 
 use crate::{
@@ -24,7 +28,7 @@ use crate::{
         },
     },
     raft::Message,
-    types::{ClusterId, GroupId, NodeId, Rng},
+    types::{ClusterId, Duration, GroupId, NodeId, Rng},
 };
 
 use super::{
@@ -40,6 +44,12 @@ use super::{
 
 /// The metadata of a refusal in which a node names its own cluster.
 pub(super) const CLUSTER_ID_METADATA: &str = "quorate-cluster-id";
+
+/// How long a shutdown waits for tasks, such as that of a snapshot which is being installed.
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(2);
+
+/// Refusals that are remembered so that each is logged once.
+const REMEMBERED_MAX: usize = 64;
 
 /// What a transport needs to know.
 #[derive(Clone, Debug)]
@@ -66,6 +76,7 @@ impl PeerTransport {
             answers: Answers::default(),
             votes: Votes::default(),
             refusals: Mutex::default(),
+            logged: Mutex::default(),
             refused: watch::Sender::new(None),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -112,13 +123,15 @@ impl PeerTransport {
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    /// Ends all connections and streams, in and out, and waits until their tasks have ended. What
-    /// is sent afterwards is dropped.
+    /// Ends all connections and streams, in and out, and waits until their tasks have ended, but
+    /// for no more than two seconds. What is sent afterwards is dropped.
     pub async fn shutdown(&self) {
         self.shared.stop.cancel();
         self.shared.started.store(None);
         self.shared.tasks.close();
-        self.shared.tasks.wait().await;
+        if timeout(SHUTDOWN_WAIT, self.shared.tasks.wait()).await.is_err() {
+            warn!(node = %self.shared.directory.node_id, "peer tasks still run at the end");
+        }
     }
 
     /// Waits until the cluster refuses this node's identity, and returns the peer's words. Then
@@ -195,6 +208,7 @@ pub(super) struct Shared {
     pub(super) votes: Votes,
     /// The peers that refuse this node's identity.
     pub(super) refusals: Mutex<BTreeSet<NodeId>>,
+    logged: Mutex<BTreeSet<(u64, String)>>,
     pub(super) refused: watch::Sender<Option<String>>,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
@@ -232,9 +246,19 @@ impl Shared {
         }
     }
 
+    /// Whether this refusal is worth a line in the log: peers try again every second.
+    pub(super) fn is_news(&self, peer: u64, reason: &str) -> bool {
+        let mut logged = lock(&self.logged);
+        if logged.len() >= REMEMBERED_MAX {
+            logged.clear();
+        }
+        logged.insert((peer, reason.to_owned()))
+    }
+
     /// A peer accepts this node's identity.
     pub(super) fn identity_accepted(&self, peer: NodeId) {
         lock(&self.refusals).remove(&peer);
+        lock(&self.logged).retain(|(refused, _)| *refused != peer.value());
     }
 
     /// A peer refuses this node's identity with FAILED_PRECONDITION.
@@ -254,7 +278,10 @@ impl Shared {
         // A stray node at a peer's address must not be able to stop a healthy one.
         let same_cluster = theirs.is_some() && (ours.is_none() || theirs == ours);
         let majority = refusing > self.directory.peers().len() / 2;
-        error!(node = %self.directory.node_id, %peer, reason, "peer refuses this node's identity");
+        let node = self.directory.node_id;
+        if self.is_news(peer.value(), reason) {
+            error!(%node, %peer, reason, "peer refuses this node's identity");
+        }
         if same_cluster || majority {
             self.refused.send_replace(Some(format!("node {peer} refuses this node: {reason}")));
         }
