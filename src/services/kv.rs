@@ -1,10 +1,9 @@
 //! `quorate.kv.v1.KvService`: the revisioned keyspace.
 
-use bytes::Bytes;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    machine::{ChangeKind, Space, View},
+    machine::{ChangeKind, Space, View, validate_range},
     pb::{
         command::v1::command::Op,
         kv::v1::{
@@ -14,16 +13,13 @@ use crate::{
         },
     },
     services::{
-        call::{Context, expect_result, invalid, read, revision},
+        call::{Context, expect_result, read, revision},
         gate::Call,
     },
     streaming::{Changes, Update, Updates, follow},
     types::{KeyRange, Revision},
     wire::status::{from_refusal, from_store_error},
 };
-
-/// The longest key, in bytes.
-const KEY_BYTES_MAX: usize = 8_192;
 
 /// The service on one node.
 #[derive(Clone, Debug)]
@@ -37,7 +33,7 @@ impl KvService for Kv {
     ) -> Result<Response<RangeResponse>, Status> {
         let call = Call::of(&mut request);
         let request = request.into_inner();
-        check_range(&request.key, &request.range_end)?;
+        validate_range(&request).map_err(from_refusal)?;
         let view = self.0.view(request.stale, &call).await?;
         // One key is read at once; a range may take a while.
         let single = request.range_end.is_empty();
@@ -75,7 +71,7 @@ impl KvService for Kv {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let call = Call::of(&mut request);
         let request = request.into_inner();
-        check_range(&request.key, &request.range_end)?;
+        check_watch(&request)?;
         let range = KeyRange::from_wire(&request.key, &request.range_end);
         let changes = Changes::new(self.0.node.clone(), Space::User, range);
         let (cursor, opening) = if request.start_revision == 0 {
@@ -121,14 +117,10 @@ fn watch_response(update: Update<Changes>, prev_kv: bool) -> WatchResponse {
     }
 }
 
-fn check_range(key: &Bytes, range_end: &Bytes) -> Result<(), Status> {
-    if key.is_empty() {
-        return Err(invalid("key is empty; all keys start at a single zero byte"));
-    }
-    if key.len().max(range_end.len()) > KEY_BYTES_MAX {
-        return Err(invalid(format!("a key has more than {KEY_BYTES_MAX} bytes")));
-    }
-    Ok(())
+fn check_watch(request: &WatchRequest) -> Result<(), Status> {
+    let (key, range_end) = (request.key.clone(), request.range_end.clone());
+    let range = RangeRequest { key, range_end, ..Default::default() };
+    validate_range(&range).map_err(from_refusal)
 }
 
 #[cfg(test)]
@@ -159,9 +151,8 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_key_is_refused() {
-        assert!(check_range(&Bytes::new(), &Bytes::new()).is_err());
-        assert!(check_range(&vec![b'k'; KEY_BYTES_MAX + 1].into(), &Bytes::new()).is_err());
-        assert!(check_range(&vec![0].into(), &vec![0].into()).is_ok());
+    fn a_watch_of_no_key_is_refused() {
+        assert!(check_watch(&WatchRequest::default()).is_err());
+        assert!(check_watch(&WatchRequest { key: "a".into(), ..Default::default() }).is_ok());
     }
 }
