@@ -284,3 +284,6 @@ impl View {
 fn decode(row: Bytes) -> Result<Instance, StoreError> {
     tx::decode(tx::decode::<KeyValue>(row)?.value)
 }
+
+#[cfg(test)]
+mod tests;

@@ -356,3 +356,6 @@ impl View {
         Ok(Ok(response))
     }
 }
+
+#[cfg(test)]
+mod tests;

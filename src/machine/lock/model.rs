@@ -292,7 +292,7 @@ impl Walk {
         // A request id belongs to one name, so that its body is always the same; sessions are
         // left out of such requests for the same reason.
         let place = NAMES.iter().position(|known| *known == name).unwrap_or_default();
-        let request = (b % 3 == 0).then_some(usize::from(c % 4) * NAMES.len() + place);
+        let request = b.is_multiple_of(3).then_some(usize::from(c % 4) * NAMES.len() + place);
         let session = match b % 3 {
             1 => pick(&self.model.sessions, c),
             _ => 0,
