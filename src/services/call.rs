@@ -6,11 +6,11 @@ use tonic::Status;
 
 use crate::{
     machine::{self, View, refusal},
-    node::Handle,
-    pb::command::v1::{Reason, command, outcome},
+    node::{Directory, Handle},
+    pb::command::v1::{Reason, Refusal, command, outcome},
     services::gate::Call,
     streaming::Terms,
-    types::Revision,
+    types::{NodeId, Revision},
     wire::status::{from_refusal, from_store_error},
 };
 
@@ -29,7 +29,8 @@ impl Context {
         call: &Call,
     ) -> Result<outcome::Result, Status> {
         machine::validate(&op).map_err(from_refusal)?;
-        let outcome = self.node.propose(op, call.deadline).await.map_err(from_refusal)?;
+        let outcome =
+            self.node.propose(op, call.deadline).await.map_err(|refusal| self.refused(refusal))?;
         match outcome.result {
             Some(outcome::Result::Refusal(refusal)) => Err(from_refusal(refusal)),
             Some(result) => Ok(result),
@@ -47,13 +48,30 @@ impl Context {
 
     /// Waits until this node's state holds everything acknowledged before the call.
     pub(crate) async fn barrier(&self, deadline: Option<Instant>) -> Result<(), Status> {
-        self.node.read_barrier(deadline).await.map_err(from_refusal)
+        self.node.read_barrier(deadline).await.map_err(|refusal| self.refused(refusal))
+    }
+
+    /// The status of a refusal by the node: where it names the leader, with the address.
+    pub(crate) fn refused(&self, refusal: Refusal) -> Status {
+        refused(self.node.directory(), refusal)
     }
 
     /// When a stream of this call ends on the server's account.
     pub(crate) fn terms(&self, call: Call) -> Terms {
         Terms { drain: self.drain.clone(), deadline: call.deadline, permit: call.permit }
     }
+}
+
+/// Adds the address to the leader that a refusal names, where it is known.
+fn refused(directory: &Directory, mut refusal: Refusal) -> Status {
+    let leader = refusal.metadata.get("leader_id").and_then(|id| id.parse().ok());
+    if let Some(leader) = leader.map(NodeId::new)
+        && let Some(peer) = directory.peers().get(&leader)
+        && !peer.client_address.is_empty()
+    {
+        refusal = refusal.with("leader_address", &peer.client_address);
+    }
+    from_refusal(refusal)
 }
 
 /// Takes the result that a command of its kind has.
@@ -87,4 +105,33 @@ pub(crate) fn revision(view: &View) -> Result<Revision, Status> {
 /// A refusal of a malformed request.
 pub(crate) fn invalid(sentence: impl Into<String>) -> Status {
     from_refusal(refusal(Reason::InvalidArgument, sentence))
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{types::Incarnation, wire::status::to_refusal};
+
+    #[test]
+    fn a_refusal_that_names_the_leader_gets_its_address() {
+        let incarnation = Incarnation::new(Uuid::nil());
+        let directory = Directory::new(
+            NodeId::new(1),
+            incarnation,
+            String::new(),
+            String::new(),
+            None,
+            Default::default(),
+        );
+        directory.learn(NodeId::new(2), |peer| peer.client_address = "h2:7001".to_owned());
+        let address = |leader: u64| {
+            let refusal = refusal(Reason::NotLeader, "elsewhere").with("leader_id", leader);
+            let status = refused(&directory, refusal);
+            to_refusal(&status).unwrap().metadata.get("leader_address").cloned()
+        };
+        assert_eq!(address(2).as_deref(), Some("h2:7001"));
+        assert_eq!(address(3), None);
+    }
 }

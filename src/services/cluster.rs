@@ -96,7 +96,7 @@ impl<P: Peers> ClusterService for Cluster<P> {
         let target = NodeId::new(request.into_inner().target_id);
         let target = (!target.is_zero()).then_some(target);
         let transferred = self.context.node.transfer(target, call.deadline).await;
-        let (leader, term) = transferred.map_err(from_refusal)?;
+        let (leader, term) = transferred.map_err(|refusal| self.context.refused(refusal))?;
         let (leader_id, term) = (leader.value(), term.value());
         Ok(Response::new(TransferLeadershipResponse { leader_id, term }))
     }

@@ -67,7 +67,7 @@ impl DiscoveryService for Discovery {
             self.0.node.renew(session, call.deadline).await.map_err(|refusal| {
                 match refusal.reason() {
                     Reason::SessionNotFound => gone(),
-                    _ => from_refusal(refusal),
+                    _ => self.0.refused(refusal),
                 }
             })?;
         Ok(Response::new(RenewResponse { ttl: prost_types::Duration::try_from(ttl).ok() }))

@@ -39,7 +39,8 @@ impl LockService for Locks {
         machine::validate(&op).map_err(from_refusal)?;
         let Op::Acquire(request) = op else { unreachable!("it was made just above") };
         // Where the caller leaves, this future is dropped, and the node takes the waiter out.
-        let response = self.0.node.acquire(request, call.deadline).await.map_err(from_refusal)?;
+        let response = self.0.node.acquire(request, call.deadline).await;
+        let response = response.map_err(|refusal| self.0.refused(refusal))?;
         Ok(Response::new(response))
     }
 
@@ -66,7 +67,7 @@ impl LockService for Locks {
             self.0.node.renew(session, call.deadline).await.map_err(|refusal| {
                 match refusal.reason() {
                     Reason::SessionNotFound => lost(),
-                    _ => from_refusal(refusal),
+                    _ => self.0.refused(refusal),
                 }
             })?;
         let ttl = prost_types::Duration::try_from(ttl).ok();

@@ -5,7 +5,6 @@ use tokio_stream::StreamExt as _;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    node::Handle,
     pb::{
         command::v1::command::Op,
         session::v1::{
@@ -20,7 +19,6 @@ use crate::{
     },
     streaming::{Updates, updates},
     types::SessionId,
-    wire::status::from_refusal,
 };
 
 /// How many renewals of one stream are under way at the same time.
@@ -48,8 +46,8 @@ impl SessionService for Sessions {
         mut request: Request<Streaming<KeepAliveRequest>>,
     ) -> Result<Response<Self::KeepAliveStream>, Status> {
         let call = Call::of(&mut request);
-        let (requests, node) = (request.into_inner(), self.0.node.clone());
-        let produce = move |queue| keep_alive(node, requests, queue);
+        let (requests, context) = (request.into_inner(), self.0.clone());
+        let produce = move |queue| keep_alive(context, requests, queue);
         Ok(Response::new(updates(self.0.terms(call), produce)))
     }
 
@@ -67,7 +65,7 @@ type Answer = oneshot::Receiver<Result<KeepAliveResponse, Status>>;
 
 /// Answers in the order of asking, while several renewals are under way.
 async fn keep_alive(
-    node: Handle,
+    context: Context,
     mut requests: Streaming<KeepAliveRequest>,
     queue: mpsc::Sender<KeepAliveResponse>,
 ) -> Result<(), Status> {
@@ -76,8 +74,8 @@ async fn keep_alive(
         while let Some(request) = requests.next().await {
             let Ok(room) = line.reserve().await else { break };
             let (answer, receiver) = oneshot::channel();
-            let (node, request) = (node.clone(), request?);
-            tokio::spawn(async move { answer.send(renew(&node, request).await) });
+            let (context, request) = (context.clone(), request?);
+            tokio::spawn(async move { answer.send(renew(&context, request).await) });
             room.send(receiver);
         }
         drop(line);
@@ -97,10 +95,11 @@ async fn keep_alive(
     tokio::try_join!(take, give).map(|_| ())
 }
 
-async fn renew(node: &Handle, request: KeepAliveRequest) -> Result<KeepAliveResponse, Status> {
+async fn renew(context: &Context, request: KeepAliveRequest) -> Result<KeepAliveResponse, Status> {
     let deadline = tokio::time::Instant::now() + DEADLINE_DEFAULT;
     let session = SessionId::new(request.session_id);
-    let ttl = node.renew(session, Some(deadline)).await.map_err(from_refusal)?;
+    let ttl = context.node.renew(session, Some(deadline)).await;
+    let ttl = ttl.map_err(|refusal| context.refused(refusal))?;
     let ttl = prost_types::Duration::try_from(ttl).ok();
     Ok(KeepAliveResponse { session_id: request.session_id, ttl })
 }
