@@ -8,6 +8,7 @@ pub mod pb;
 pub mod raft;
 pub mod server;
 pub mod services;
+pub mod storage;
 pub mod streaming;
 pub mod types;
 pub mod wire;

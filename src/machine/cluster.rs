@@ -5,7 +5,6 @@
 //! name (raft-rules 20). Addresses are not identity and may change.
 
 use prost::Message as _;
-use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     machine::{
@@ -113,7 +112,9 @@ fn save(tx: &mut Tx<'_>, member: &RegisterMember) -> Result<(), StoreError> {
 
 /// A number that differs from cluster to cluster; 0 before the founding.
 pub(crate) fn salt(tx: &Tx<'_>) -> Result<u64, StoreError> {
-    Ok(tx.get(&id_key())?.map_or(0, |id| xxh3_64(&id)))
+    let Some(id) = tx.get(&id_key())? else { return Ok(0) };
+    let id = ClusterId::parse(&tx::text(&id)?);
+    Ok(id.map_or(0, |id| id.uuid().as_u64_pair().1))
 }
 
 impl View {

@@ -18,7 +18,6 @@ use crate::{
         span,
         store::StoreError,
         tx::{self, Tx},
-        validate::too_large,
     },
     pb::{
         command::v1::{Reason, Refusal},
@@ -95,7 +94,9 @@ pub(crate) fn validate_metadata(metadata: &BTreeMap<String, String>) -> Result<(
     }
     let bytes: usize = metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
     if bytes > METADATA_BYTES_MAX {
-        return Err(too_large("`metadata`", bytes, METADATA_BYTES_MAX));
+        let sentence =
+            format!("`metadata` has {bytes} bytes; at most {METADATA_BYTES_MAX} are allowed");
+        return Err(refusal(Reason::TooLarge, sentence));
     }
     Ok(())
 }
@@ -283,6 +284,3 @@ impl View {
 fn decode(row: Bytes) -> Result<Instance, StoreError> {
     tx::decode(tx::decode::<KeyValue>(row)?.value)
 }
-
-#[cfg(test)]
-mod tests;

@@ -16,7 +16,6 @@ use crate::{
         store::StoreError,
         tables::{Fields, Key, Table},
         tx::{self, Tx},
-        validate::too_large,
     },
     pb::{
         command::v1::{CheckpointSessions, Done, ExpireSessions, Reason, Refusal},
@@ -106,7 +105,9 @@ pub(crate) fn validate_owner(owner: &str) -> Result<(), Refusal> {
     if owner.len() <= OWNER_BYTES_MAX {
         return Ok(());
     }
-    Err(too_large("`owner`", owner.len(), OWNER_BYTES_MAX))
+    let sentence =
+        format!("`owner` has {} bytes; at most {OWNER_BYTES_MAX} are allowed", owner.len());
+    Err(refusal(Reason::TooLarge, sentence))
 }
 
 /// The refusal for a session that is not there.

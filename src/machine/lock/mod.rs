@@ -17,6 +17,4 @@ pub(crate) use grant::{
 pub(crate) use line::Place;
 
 #[cfg(test)]
-mod model;
-#[cfg(test)]
 mod tests;

@@ -1,0 +1,17 @@
+//! Floor 2: what a node keeps on its disk.
+//!
+//! The [data directory](DataDir) holds who the node is, the [log](Wal) that consensus lives in, the
+//! [state store](store) that the state machine lives in, and snapshots on their way. Every format
+//! has a version, and an unknown one is refused; what is wrong is told in words that name the file.
+
+mod data_dir;
+mod error;
+pub mod files;
+mod identity;
+pub mod store;
+mod wal;
+
+pub use data_dir::{Bootstrap, DataDir, PendingState};
+pub use error::Error;
+pub use identity::Identity;
+pub use wal::{RecoveredGroup, Wal, WalOptions};
