@@ -10,6 +10,8 @@ mod dedup;
 mod discovery;
 mod effect;
 mod events;
+#[cfg(test)]
+mod format;
 mod head;
 mod keyspace;
 mod lock;

@@ -7,6 +7,7 @@ use crate::{
             AdvanceTime, CancelAcquire, ExpireSessions, ExpiredSession, Origin, Outcome, Reason,
             Refusal, command::Op, outcome,
         },
+        kv::v1::{HeldLock, PutRequest},
         lock::v1::{
             AcquireRequest, AcquireResponse, DescribeResponse, ListRequest, Lock, ReleaseRequest,
         },
@@ -457,6 +458,36 @@ fn a_fenced_read_finds_the_holders_session() {
     let session = |token| h.view().lock_session("a", token).unwrap();
     assert_eq!(session(held.fencing_token), Some(SessionId::new(held.session_id)));
     assert_eq!(session(held.fencing_token + 1), None);
+}
+
+#[test]
+fn l4_a_fenced_write_takes_effect_only_while_its_token_holds() {
+    let mut h = Harness::new();
+    let put = |fencing_token| {
+        let lock = HeldLock { name: "a".into(), fencing_token };
+        let key = "k".into();
+        Op::Put(PutRequest { key, require_lock: Some(lock), ..PutRequest::default() })
+    };
+    let old = granted(&mut h, acquire("a"));
+    let heir = parked(&mut h, acquire("a"));
+    h.outcome(put(old.fencing_token));
+    let applied = expire(&mut h, &[old.session_id]);
+    let new = woken(&applied, heir);
+    assert_eq!(h.refused(put(old.fencing_token)).reason(), Reason::WrongFencingToken);
+    h.outcome(put(new.fencing_token));
+}
+
+#[test]
+fn keys_that_are_bound_to_a_grant_go_with_it() {
+    let mut h = Harness::new();
+    let held = granted(&mut h, acquire("a"));
+    let put = PutRequest { key: "k".into(), session_id: held.session_id, ..Default::default() };
+    h.outcome(Op::Put(put));
+    let applied = release(&mut h, "a", held.fencing_token);
+    let gone: Vec<_> = applied.changes.iter().map(|change| change.kv.key.clone()).collect();
+    assert_eq!(gone, ["a", "k"]);
+    let revisions: Vec<_> = applied.changes.iter().map(|c| c.kv.mod_revision).collect();
+    assert_eq!(revisions[0], revisions[1], "one entry, one revision");
 }
 
 #[test]
