@@ -39,8 +39,9 @@ pub(crate) enum ProgressState {
     Probe { sent: Option<Instant> },
     /// Sending ahead of the answers.
     Replicate(Inflight),
-    /// Waiting for a snapshot, at most until then.
-    Snapshot { until: Instant },
+    /// Waiting for a snapshot that is on its way, or, after one failed, for the next one; at most
+    /// until then.
+    Snapshot { until: Instant, failed: bool },
 }
 
 /// What was sent and not answered yet.
@@ -78,8 +79,8 @@ impl Progress {
             ProgressState::Replicate(Inflight { messages: VecDeque::new(), bytes: 0, moved: now });
     }
 
-    pub(crate) fn become_snapshot(&mut self, until: Instant) {
-        self.state = ProgressState::Snapshot { until };
+    pub(crate) fn become_snapshot(&mut self, until: Instant, failed: bool) {
+        self.state = ProgressState::Snapshot { until, failed };
     }
 
     /// The member matches through `index`.
@@ -129,8 +130,9 @@ impl Progress {
         match self.state {
             ProgressState::Probe { .. } => self.become_probe(self.next),
             ProgressState::Replicate(_) => self.become_probe(self.matched.next()),
+            ProgressState::Snapshot { failed: true, .. } => self.become_probe(self.next),
             // The transport reports how the snapshot ended.
-            ProgressState::Snapshot { .. } => {}
+            ProgressState::Snapshot { failed: false, .. } => {}
         }
     }
 
@@ -152,7 +154,7 @@ impl Progress {
                 }
                 ask
             }
-            ProgressState::Snapshot { until } => {
+            ProgressState::Snapshot { until, .. } => {
                 if now >= *until {
                     let next = self.next;
                     self.become_probe(next);

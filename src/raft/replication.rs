@@ -3,6 +3,8 @@
 //! The leader sends ahead of answers and of its own disk. A follower truncates only at a conflict,
 //! never below its commit index, and answers only behind the durable marks (rules 13 and 17).
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 
 use crate::{
@@ -25,6 +27,7 @@ const PROBE_BYTES_MAX: usize = 64 << 10;
 struct Sender<'a> {
     config: &'a Config,
     log: &'a Log,
+    lost: &'a BTreeSet<NodeId>,
     now: Instant,
     term: Term,
     commit: LogIndex,
@@ -93,6 +96,7 @@ impl Raft {
         let sender = Sender {
             config: &self.config,
             log: &self.log,
+            lost: &self.lost,
             now: self.now,
             term: self.hard.term,
             commit: self.hard.commit,
@@ -332,6 +336,7 @@ impl Raft {
         let sender = Sender {
             config: &self.config,
             log: &self.log,
+            lost: &self.lost,
             now: self.now,
             term: self.hard.term,
             commit: self.hard.commit,
@@ -361,8 +366,10 @@ impl Sender<'_> {
                 ProgressState::Replicate(inflight) if more && !inflight.is_full(self.config) => {
                     self.config.append_bytes_max
                 }
-                // Nothing else may carry a new commit index, so it travels alone.
-                ProgressState::Replicate(_) if progress.commit_sent < self.commit => 0,
+                ProgressState::Replicate(_) if progress.commit_sent < self.commit => {
+                    self.send_commit(to, progress, ready);
+                    return;
+                }
                 _ => return,
             };
             let entries =
@@ -372,6 +379,22 @@ impl Sender<'_> {
             if done {
                 return;
             }
+        }
+    }
+
+    /// Nothing is left to carry a new commit index, so it travels with an append that has not left
+    /// yet, or alone.
+    fn send_commit(&self, to: NodeId, progress: &mut Progress, ready: &mut Ready) {
+        let unsent = ready.messages.iter_mut().rev().find_map(|(peer, message)| match message {
+            Message::AppendRequest(request) if *peer == to => Some(request),
+            _ => None,
+        });
+        match unsent.filter(|request| request.term == self.term) {
+            Some(request) => {
+                request.commit = self.commit;
+                progress.commit_sent = self.commit;
+            }
+            None => self.push(to, progress, Vec::new(), ready),
         }
     }
 
@@ -404,8 +427,9 @@ impl Sender<'_> {
     /// answer gets none.
     fn send_snapshot(&self, to: NodeId, progress: &mut Progress, ready: &mut Ready) {
         let silence = self.now.since(progress.contact);
-        if progress.heard && silence < self.config.election_timeout_max {
-            progress.become_snapshot(self.now.after(SNAPSHOT_TIMEOUT));
+        let reachable = progress.heard && !self.lost.contains(&to);
+        if reachable && silence < self.config.election_timeout_max {
+            progress.become_snapshot(self.now.after(SNAPSHOT_TIMEOUT), false);
             ready.snapshots.push(SendSnapshot { to, term: self.term });
         }
     }

@@ -20,7 +20,7 @@ impl Raft {
         match installed {
             // The probe's answer, not this report, says how far the member matches.
             Some(index) => progress.become_probe(index.min(last).next()),
-            None => progress.become_snapshot(retry),
+            None => progress.become_snapshot(retry, true),
         }
     }
 

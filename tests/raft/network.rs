@@ -10,120 +10,111 @@ use quorate::{
     raft::{
         Append, Config, Entry, HardMark, HardState, Held, Input, LogMark, LogStart, Membership,
         Message, Payload, ProposeOutcome, Raft, ReadOutcome, Ready, Restored, RoleKind,
-        SendSnapshot, Ticket, TransferOutcome,
+        SendSnapshot, Status, Ticket, TransferOutcome,
     },
     types::{Duration, Instant, LogIndex, LogTime, NodeId, Term},
 };
 
-pub fn n(id: u64) -> NodeId {
+use crate::{
+    checks::Checks,
+    disk::{Disk, Snapshot, entry},
+    speech::{in_words, through, write_in_words},
+};
+
+pub(crate) fn n(id: u64) -> NodeId {
     NodeId::new(id)
 }
 
-pub fn i(index: u64) -> LogIndex {
+pub(crate) fn i(index: u64) -> LogIndex {
     LogIndex::new(index)
 }
 
-pub fn t(term: u64) -> Term {
+pub(crate) fn t(term: u64) -> Term {
     Term::new(term)
 }
 
-pub fn ms(millis: u64) -> Duration {
+pub(crate) fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
-}
-
-/// What a member's disk holds.
-#[derive(Clone, Debug, Default)]
-pub struct Disk {
-    pub hard: HardState,
-    pub start: LogStart,
-    pub entries: Vec<Entry>,
-    pub membership: Membership,
-    /// The last entry that was applied.
-    pub applied: LogStart,
-    /// A snapshot that was received and is not installed yet.
-    pub incoming: Option<Snapshot>,
-    /// What was applied, in order; the whole state of this machine.
-    pub state: Vec<(LogIndex, Term, Payload)>,
-}
-
-/// A snapshot: where it stands, the membership in it, and the state.
-#[derive(Clone, Debug)]
-pub struct Snapshot {
-    pub start: LogStart,
-    pub membership: Membership,
-    pub state: Vec<(LogIndex, Term, Payload)>,
 }
 
 /// One member with everything that its driver would keep.
 #[derive(Debug)]
-pub struct Node {
-    pub raft: Raft,
-    pub disk: Disk,
-    pub up: bool,
+pub(crate) struct Node {
+    pub(crate) raft: Raft,
+    pub(crate) disk: Disk,
+    pub(crate) up: bool,
     /// Writes that the disk has not done yet.
-    pub writes: VecDeque<Append>,
+    pub(crate) writes: VecDeque<Append>,
     /// Messages that wait for it.
-    pub held: Vec<Held>,
-    pub durable: (HardMark, LogMark),
+    pub(crate) held: Vec<Held>,
+    pub(crate) durable: (HardMark, LogMark),
     /// Pieces that the state machine has not applied yet.
-    pub pieces: VecDeque<Piece>,
-    pub snapshots: Vec<SendSnapshot>,
-    pub proposals: Vec<(Ticket, ProposeOutcome)>,
-    pub reads: Vec<(Ticket, ReadOutcome)>,
-    pub transfers: Vec<(Ticket, TransferOutcome)>,
+    pub(crate) pieces: VecDeque<Piece>,
+    pub(crate) snapshots: Vec<SendSnapshot>,
+    pub(crate) proposals: Vec<(Ticket, ProposeOutcome)>,
+    pub(crate) reads: Vec<(Ticket, ReadOutcome)>,
+    pub(crate) transfers: Vec<(Ticket, TransferOutcome)>,
 }
 
 #[derive(Debug)]
-pub enum Piece {
+pub(crate) enum Piece {
     Entries(Vec<Entry>),
     Snapshot,
 }
 
 #[derive(Clone, Debug)]
-pub struct Packet {
-    pub from: NodeId,
-    pub to: NodeId,
-    pub message: Message,
+pub(crate) struct Packet {
+    pub(crate) from: NodeId,
+    pub(crate) to: NodeId,
+    pub(crate) message: Message,
 }
 
 #[derive(Debug)]
-pub struct Network {
-    pub now: Instant,
-    pub nodes: BTreeMap<NodeId, Node>,
-    pub packets: VecDeque<Packet>,
+pub(crate) struct Network {
+    pub(crate) now: Instant,
+    pub(crate) nodes: BTreeMap<NodeId, Node>,
+    pub(crate) packets: VecDeque<Packet>,
     /// Directed links that drop everything.
-    pub cut: BTreeSet<(NodeId, NodeId)>,
+    pub(crate) cut: BTreeSet<(NodeId, NodeId)>,
     /// Whether `settle` and `run` let this member's disk work.
-    pub disk_stands: BTreeSet<NodeId>,
+    pub(crate) disk_stands: BTreeSet<NodeId>,
+    /// What happened, in words, where someone wants to read it.
+    pub(crate) trace: Option<Vec<String>>,
     configs: BTreeMap<NodeId, Config>,
-    leaders: BTreeMap<Term, NodeId>,
-    committed: BTreeMap<LogIndex, (Term, Payload)>,
+    pub(crate) checks: Checks,
     tickets: u64,
 }
 
 impl Network {
     /// A fresh cluster of `size` voters.
-    pub fn new(size: u64) -> Self {
+    pub(crate) fn new(size: u64) -> Self {
         let voters = Membership::of((1..=size).map(n));
         let restored = Restored { membership: voters, ..Restored::default() };
         Self::restored((1..=size).map(|id| (Config::new(n(id)), restored.clone())))
     }
 
     /// A cluster whose members' logs have entries of these terms.
-    pub fn with_logs(logs: &[&[u64]]) -> Self {
+    pub(crate) fn with_logs(logs: &[&[u64]]) -> Self {
+        Self::with_logs_and(logs, |_| {})
+    }
+
+    pub(crate) fn with_logs_and(logs: &[&[u64]], configure: impl Fn(&mut Config)) -> Self {
+        // Nobody led a term that a majority does not know of.
+        let term = logs.iter().filter_map(|terms| terms.last()).max().copied().unwrap_or(0);
         let voters = Membership::of((1..=logs.len() as u64).map(n));
         let members = logs.iter().zip(1..).map(|(terms, id)| {
             let entries: Vec<Entry> =
                 terms.iter().zip(1..).map(|(&term, at)| entry(at, term)).collect();
-            let hard =
-                HardState { term: t(terms.last().copied().unwrap_or(0)), ..HardState::default() };
+            let hard = HardState { term: t(term), ..HardState::default() };
+            let mut config = Config::new(n(id));
+            configure(&mut config);
             let membership = voters.clone();
-            (Config::new(n(id)), Restored { hard, entries, membership, ..Restored::default() })
+            (config, Restored { hard, entries, membership, ..Restored::default() })
         });
         Self::restored(members)
     }
 
-    pub fn restored(members: impl IntoIterator<Item = (Config, Restored)>) -> Self {
+    pub(crate) fn restored(members: impl IntoIterator<Item = (Config, Restored)>) -> Self {
         let now = Instant::from_nanos(1_000_000_000);
         let mut network = Self {
             now,
@@ -131,9 +122,9 @@ impl Network {
             packets: VecDeque::new(),
             cut: BTreeSet::new(),
             disk_stands: BTreeSet::new(),
+            trace: None,
             configs: BTreeMap::new(),
-            leaders: BTreeMap::new(),
-            committed: BTreeMap::new(),
+            checks: Checks::default(),
             tickets: 0,
         };
         for (config, restored) in members {
@@ -188,7 +179,7 @@ impl Network {
         }
     }
 
-    pub fn node(&self, id: u64) -> &Node {
+    pub(crate) fn node(&self, id: u64) -> &Node {
         &self.nodes[&n(id)]
     }
 
@@ -196,29 +187,29 @@ impl Network {
         self.nodes.get_mut(&id).expect("the node exists")
     }
 
-    pub fn raft(&self, id: u64) -> &Raft {
+    pub(crate) fn raft(&self, id: u64) -> &Raft {
         &self.node(id).raft
     }
 
-    pub fn role(&self, id: u64) -> RoleKind {
+    pub(crate) fn role(&self, id: u64) -> RoleKind {
         self.raft(id).status().role
     }
 
-    pub fn term(&self, id: u64) -> Term {
+    pub(crate) fn term(&self, id: u64) -> Term {
         self.raft(id).status().term
     }
 
-    pub fn commit(&self, id: u64) -> LogIndex {
+    pub(crate) fn commit(&self, id: u64) -> LogIndex {
         self.raft(id).status().commit
     }
 
     /// The terms of a member's entries.
-    pub fn terms(&self, id: u64) -> Vec<u64> {
+    pub(crate) fn terms(&self, id: u64) -> Vec<u64> {
         self.raft(id).entries().map(|entry| entry.term.value()).collect()
     }
 
     /// The commands that a member has applied.
-    pub fn applied(&self, id: u64) -> Vec<String> {
+    pub(crate) fn applied(&self, id: u64) -> Vec<String> {
         let state = self.node(id).disk.state.iter();
         let commands = state.filter_map(|(_, _, payload)| match payload {
             Payload::Command(data) => Some(String::from_utf8_lossy(data).into_owned()),
@@ -228,24 +219,27 @@ impl Network {
     }
 
     /// The one leader of the latest term among those that are up, if there is one.
-    pub fn leader(&self) -> Option<u64> {
+    pub(crate) fn leader(&self) -> Option<u64> {
         let up = self.nodes.iter().filter(|(_, node)| node.up);
         let leaders = up.filter(|(_, node)| node.raft.status().role == RoleKind::Leader);
         leaders.max_by_key(|(_, node)| node.raft.status().term).map(|(id, _)| id.value())
     }
 
     /// One step of one member, and everything that must hold after it.
-    pub fn step(&mut self, id: u64, input: Input) {
+    pub(crate) fn step(&mut self, id: u64, input: Input) {
         let (id, now) = (n(id), self.now);
         let node = self.node_mut(id);
         if !node.up {
             return;
         }
         let mut ready = Ready::default();
+        let before = node.raft.status();
         node.raft.step(now, input, &mut ready);
         node.raft.check_invariants();
+        self.tell_step(id, &before, &ready);
+        self.checks.answered(id, &ready);
+        self.checks.stepped(id, &self.nodes);
         self.carry_out(id, ready);
-        self.check(id);
     }
 
     fn carry_out(&mut self, from: NodeId, ready: Ready) {
@@ -271,17 +265,69 @@ impl Network {
         }
     }
 
+    fn tell(&mut self, words: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(words());
+        }
+    }
+
+    /// Of what is lost in the same way again and again, once is enough.
+    fn tell_message(&mut self, from: NodeId, to: NodeId, message: &Message) {
+        let Some(words) = in_words(message) else { return };
+        let lost = self.cut.contains(&(from, to)) || !self.nodes[&to].up;
+        let line = format!("{from:?} -> {to:?} {words}{}", if lost { "  (lost)" } else { "" });
+        let known = lost && self.trace.as_ref().is_some_and(|trace| trace.contains(&line));
+        if !known {
+            self.tell(|| line);
+        }
+    }
+
+    fn tell_step(&mut self, id: NodeId, before: &Status, ready: &Ready) {
+        if self.trace.is_none() {
+            return;
+        }
+        let after = self.nodes[&id].raft.status();
+        if (before.role, before.term, before.leader) != (after.role, after.term, after.leader) {
+            let leader = after.leader.filter(|&leader| leader != id);
+            let leader = leader.map_or(String::new(), |leader| format!(" of {leader:?}"));
+            self.tell(|| format!("{id:?} is {:?}{leader} in {:?}", after.role, after.term));
+        }
+        if before.commit != after.commit {
+            let run = through(before.commit.next(), after.commit);
+            self.tell(|| format!("{id:?} commits {run}"));
+        }
+        if let Some(index) = ready.install {
+            self.tell(|| format!("{id:?} installs a snapshot of {index:?}"));
+        }
+        for snapshot in &ready.snapshots {
+            self.tell(|| format!("{id:?} -> {:?} a snapshot", snapshot.to));
+        }
+        for (ticket, outcome) in &ready.proposals {
+            self.tell(|| format!("{id:?} proposal {}: {outcome:?}", ticket.0));
+        }
+        for (ticket, outcome) in &ready.reads {
+            self.tell(|| format!("{id:?} read {}: {outcome:?}", ticket.0));
+        }
+        for (ticket, outcome) in &ready.transfers {
+            self.tell(|| format!("{id:?} transfer {}: {outcome:?}", ticket.0));
+        }
+    }
+
     fn send(&mut self, from: NodeId, to: NodeId, message: Message) {
+        self.tell_message(from, to, &message);
         if !self.cut.contains(&(from, to)) && self.nodes.contains_key(&to) {
             self.packets.push_back(Packet { from, to, message });
         }
     }
 
     /// The disk does its oldest write. Returns whether there was one.
-    pub fn persist_one(&mut self, id: u64) -> bool {
+    pub(crate) fn persist_one(&mut self, id: u64) -> bool {
         let node = self.node_mut(n(id));
         let Some(write) = node.writes.pop_front() else { return false };
+        let before = node.disk.hard;
         node.disk.write(&write);
+        self.tell(|| format!("n{id} disk: {}", write_in_words(before, &write)));
+        let node = self.node_mut(n(id));
         node.durable.0 = node.durable.0.max(write.hard_mark);
         node.durable.1 = node.durable.1.max(write.log_mark);
         let (hard, log) = node.durable;
@@ -295,12 +341,12 @@ impl Network {
         true
     }
 
-    pub fn persist(&mut self, id: u64) {
+    pub(crate) fn persist(&mut self, id: u64) {
         while self.persist_one(id) {}
     }
 
     /// The state machine applies its oldest piece. Returns whether there was one.
-    pub fn apply_one(&mut self, id: u64) -> bool {
+    pub(crate) fn apply_one(&mut self, id: u64) -> bool {
         let node = self.node_mut(n(id));
         let Some(piece) = node.pieces.pop_front() else { return false };
         match piece {
@@ -308,12 +354,13 @@ impl Network {
             Piece::Snapshot => node.disk.install(),
         }
         let index = self.node(id).disk.applied.index;
+        self.tell(|| format!("n{id} applied through {index:?}"));
         self.step(id, Input::Applied { index });
         true
     }
 
     /// Sends the snapshots that a leader owes, whole and at once.
-    pub fn send_snapshots(&mut self, id: u64) -> bool {
+    pub(crate) fn send_snapshots(&mut self, id: u64) -> bool {
         let owed = std::mem::take(&mut self.node_mut(n(id)).snapshots);
         let any = !owed.is_empty();
         for SendSnapshot { to, term } in owed {
@@ -332,7 +379,13 @@ impl Network {
         any
     }
 
-    pub fn receive_snapshot(&mut self, from: NodeId, to: NodeId, term: Term, snapshot: Snapshot) {
+    pub(crate) fn receive_snapshot(
+        &mut self,
+        from: NodeId,
+        to: NodeId,
+        term: Term,
+        snapshot: Snapshot,
+    ) {
         let membership = snapshot.membership.clone();
         let LogStart { index, term: last_term, time } = snapshot.start;
         self.node_mut(to).disk.incoming = Some(snapshot);
@@ -345,20 +398,20 @@ impl Network {
     }
 
     /// Delivers the oldest packet. Returns whether there was one.
-    pub fn deliver_one(&mut self) -> bool {
+    pub(crate) fn deliver_one(&mut self) -> bool {
         let Some(packet) = self.packets.pop_front() else { return false };
         self.deliver(packet);
         true
     }
 
-    pub fn deliver(&mut self, Packet { from, to, message }: Packet) {
+    pub(crate) fn deliver(&mut self, Packet { from, to, message }: Packet) {
         if !self.cut.contains(&(from, to)) {
             self.step(to.value(), Input::Message { from, message });
         }
     }
 
     /// Delivers everything to one member and leaves its answers where they are.
-    pub fn deliver_to(&mut self, id: u64) {
+    pub(crate) fn deliver_to(&mut self, id: u64) {
         let (mine, rest) = self.packets.drain(..).partition(|packet| packet.to == n(id));
         self.packets = rest;
         let mine: VecDeque<Packet> = mine;
@@ -368,12 +421,12 @@ impl Network {
     }
 
     /// Puts a message on its way, as if a member had sent it.
-    pub fn inject(&mut self, from: u64, to: u64, message: Message) {
+    pub(crate) fn inject(&mut self, from: u64, to: u64, message: Message) {
         self.step(to, Input::Message { from: n(from), message });
     }
 
     /// Everything that can happen without time going by.
-    pub fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         for _ in 0..100_000 {
             let ids: Vec<u64> = self.nodes.keys().map(|id| id.value()).collect();
             let mut moved = self.deliver_one();
@@ -390,7 +443,7 @@ impl Network {
     }
 
     /// Time goes by, deadline after deadline.
-    pub fn run(&mut self, span: Duration) {
+    pub(crate) fn run(&mut self, span: Duration) {
         let end = self.now.after(span);
         loop {
             self.settle();
@@ -407,24 +460,35 @@ impl Network {
         self.now = end;
     }
 
-    /// Time goes by for one member alone until its next deadline, and nothing is delivered.
-    pub fn time_out(&mut self, id: u64) {
+    /// Time goes by until a member's next deadline, and that member notices. The others' patience
+    /// begins anew, so that they do not campaign at the same time.
+    pub(crate) fn time_out(&mut self, id: u64) {
         self.now = self.now.max(self.raft(id).next_deadline());
+        for other in self.others(id).into_iter().map(NodeId::value) {
+            if self.role(other) != RoleKind::Leader {
+                // A member whose disk stands does not campaign when its time is up, but waits on.
+                self.step(other, Input::DiskStalled(true));
+                self.step(other, Input::DiskStalled(false));
+            }
+        }
         self.step(id, Input::Tick);
     }
 
-    /// Makes a member campaign, and lets the election run its course.
-    pub fn elect(&mut self, id: u64) {
-        // The others have heard nothing for long enough.
+    /// Lets a member time out and win the election that follows.
+    pub(crate) fn elect(&mut self, id: u64) {
+        // Long enough that nobody feels bound to the leader before.
         self.now = self.now.after(ms(300));
-        self.now = self.now.max(self.raft(id).next_deadline());
-        self.step(id, Input::Tick);
+        self.time_out(id);
         self.settle();
         assert_eq!(self.role(id), RoleKind::Leader, "{id} is elected");
     }
 
+    fn others(&self, id: u64) -> Vec<NodeId> {
+        self.nodes.keys().copied().filter(|&other| other != n(id)).collect()
+    }
+
     /// Runs until there is a leader that every member follows which is up.
-    pub fn await_leader(&mut self) -> u64 {
+    pub(crate) fn await_leader(&mut self) -> u64 {
         for _ in 0..1_000 {
             self.run(ms(50));
             let Some(leader) = self.leader() else { continue };
@@ -439,196 +503,86 @@ impl Network {
         panic!("no leader in 50 s: {:?}", self.nodes.values().map(|n| n.raft.status()));
     }
 
-    pub fn ticket(&mut self) -> Ticket {
+    /// A ticket for a request to a member.
+    fn ask(&mut self, id: u64) -> Ticket {
         self.tickets += 1;
-        Ticket(self.tickets)
+        let ticket = Ticket(self.tickets);
+        if self.node(id).up {
+            self.checks.asked(ticket, n(id));
+        }
+        ticket
     }
 
-    pub fn propose(&mut self, id: u64, command: &str) -> Ticket {
-        let ticket = self.ticket();
+    pub(crate) fn propose(&mut self, id: u64, command: &str) -> Ticket {
+        let ticket = self.ask(id);
         let commands = vec![(ticket, command.to_owned().into())];
         let time = LogTime::from_millis(self.now.as_nanos() / 1_000_000);
         self.step(id, Input::Propose { time, expected_term: None, commands });
         ticket
     }
 
-    pub fn read(&mut self, id: u64) -> Ticket {
-        let ticket = self.ticket();
+    pub(crate) fn read(&mut self, id: u64) -> Ticket {
+        let ticket = self.ask(id);
         self.step(id, Input::Read { ticket });
         ticket
     }
 
-    pub fn transfer(&mut self, id: u64, target: Option<u64>) -> Ticket {
-        let ticket = self.ticket();
+    pub(crate) fn transfer(&mut self, id: u64, target: Option<u64>) -> Ticket {
+        let ticket = self.ask(id);
         self.step(id, Input::Transfer { ticket, target: target.map(n) });
         ticket
     }
 
-    pub fn read_outcome(&self, id: u64, ticket: Ticket) -> Option<&ReadOutcome> {
-        let mut found = self.node(id).reads.iter().filter(|(t, _)| *t == ticket);
-        let outcome = found.next().map(|(_, outcome)| outcome);
-        assert!(found.next().is_none(), "one outcome for each read");
-        outcome
+    pub(crate) fn read_outcome(&self, id: u64, ticket: Ticket) -> Option<&ReadOutcome> {
+        self.node(id).reads.iter().find(|(t, _)| *t == ticket).map(|(_, outcome)| outcome)
     }
 
-    pub fn transfer_outcome(&self, id: u64, ticket: Ticket) -> Option<&TransferOutcome> {
-        let mut found = self.node(id).transfers.iter().filter(|(t, _)| *t == ticket);
-        let outcome = found.next().map(|(_, outcome)| outcome);
-        assert!(found.next().is_none(), "one outcome for each transfer");
-        outcome
+    pub(crate) fn transfer_outcome(&self, id: u64, ticket: Ticket) -> Option<&TransferOutcome> {
+        self.node(id).transfers.iter().find(|(t, _)| *t == ticket).map(|(_, outcome)| outcome)
     }
 
-    pub fn proposal(&self, id: u64, ticket: Ticket) -> Option<&ProposeOutcome> {
-        let mut found = self.node(id).proposals.iter().filter(|(t, _)| *t == ticket);
-        let outcome = found.next().map(|(_, outcome)| outcome);
-        assert!(found.next().is_none(), "one outcome for each proposal");
-        outcome
+    pub(crate) fn proposal(&self, id: u64, ticket: Ticket) -> Option<&ProposeOutcome> {
+        self.node(id).proposals.iter().find(|(t, _)| *t == ticket).map(|(_, outcome)| outcome)
     }
 
     /// Cuts a member off from everyone, silently.
-    pub fn isolate(&mut self, id: u64) {
-        for other in self.nodes.keys().copied().filter(|&other| other != n(id)) {
+    pub(crate) fn isolate(&mut self, id: u64) {
+        for other in self.others(id) {
             self.cut.insert((n(id), other));
             self.cut.insert((other, n(id)));
         }
     }
 
-    pub fn heal(&mut self) {
+    pub(crate) fn heal(&mut self) {
         self.cut.clear();
     }
 
     /// The process ends; what the disk had not done is lost. The others' connections break.
-    pub fn crash(&mut self, id: u64) {
+    pub(crate) fn crash(&mut self, id: u64) {
         self.crash_silently(id);
-        let others: Vec<NodeId> = self.nodes.keys().copied().filter(|&o| o != n(id)).collect();
-        for other in others {
+        for other in self.others(id) {
             self.step(other.value(), Input::Disconnected { peer: n(id) });
         }
     }
 
-    pub fn crash_silently(&mut self, id: u64) {
+    pub(crate) fn crash_silently(&mut self, id: u64) {
         let node = self.node_mut(n(id));
         node.up = false;
         node.writes.clear();
         node.held.clear();
         node.pieces.clear();
+        self.checks.crashed(n(id));
         self.packets.retain(|packet| packet.from != n(id) && packet.to != n(id));
     }
 
     /// It comes back with what its disk holds.
-    pub fn restart(&mut self, id: u64) {
+    pub(crate) fn restart(&mut self, id: u64) {
         let disk = self.node(id).disk.clone();
         let node = self.boot(n(id), disk);
         self.nodes.insert(n(id), node);
-        let others: Vec<NodeId> = self.nodes.keys().copied().filter(|&o| o != n(id)).collect();
-        for other in others {
+        for other in self.others(id) {
             self.step(other.value(), Input::Connected { peer: n(id) });
             self.step(id, Input::Connected { peer: other });
         }
-    }
-
-    /// What holds across members: election safety, leader completeness, log matching and that
-    /// what is committed never changes (Raft figure 3).
-    fn check(&mut self, id: NodeId) {
-        let status = self.nodes[&id].raft.status();
-        if status.role == RoleKind::Leader {
-            let leader = *self.leaders.entry(status.term).or_insert(id);
-            assert_eq!(leader, id, "two leaders in {:?}", status.term);
-        }
-        let raft = &self.nodes[&id].raft;
-        for entry in raft.entries().filter(|entry| entry.index <= status.commit) {
-            let value = (entry.term, entry.payload.clone());
-            let known = self.committed.entry(entry.index).or_insert_with(|| value.clone());
-            assert_eq!(*known, value, "{:?} was committed otherwise", entry.index);
-        }
-        if status.role == RoleKind::Leader {
-            let ahead = self.committed.range(status.first..).find(|&(&index, &(ref term, _))| {
-                *term < status.term && raft.term_at(index) != Some(*term)
-            });
-            assert!(ahead.is_none(), "{id:?} leads {:?} without {ahead:?}", status.term);
-        }
-    }
-
-    /// Log matching between every two members: costs more, for the end of a run.
-    pub fn check_log_matching(&self) {
-        for (a, one) in &self.nodes {
-            for (b, other) in self.nodes.range(a.next()..) {
-                let mut agree = false;
-                let mut entries: Vec<&Entry> = one.raft.entries().collect();
-                entries.reverse();
-                for entry in entries {
-                    let same = other.raft.term_at(entry.index) == Some(entry.term);
-                    let cut = other.raft.term_at(entry.index).is_none();
-                    assert!(same || !agree || cut, "{a:?} and {b:?} part below {:?}", entry.index);
-                    agree |= same;
-                }
-            }
-        }
-    }
-}
-
-impl Disk {
-    pub fn write(&mut self, write: &Append) {
-        self.hard = write.hard;
-        if let Some(start) = write.reset_to {
-            let connects =
-                self.entries.iter().any(|e| e.index == start.index && e.term == start.term);
-            self.entries.retain(|entry| connects && entry.index > start.index);
-            self.start = start;
-        }
-        if let Some(from) = write.truncate_from {
-            self.entries.retain(|entry| entry.index < from);
-        }
-        for entry in &write.entries {
-            let next = self.entries.last().map_or(self.start.index, |last| last.index).next();
-            assert_eq!(entry.index, next, "the disk is written in order");
-            self.entries.push(entry.clone());
-        }
-    }
-
-    fn install(&mut self) {
-        let snapshot = self.incoming.take().expect("it was received");
-        self.applied = snapshot.start;
-        self.membership = snapshot.membership;
-        self.state = snapshot.state;
-    }
-
-    /// Finishes what a crash left half done: the log learnt of a snapshot and the state did not,
-    /// or the other way round.
-    fn recover(&mut self) {
-        if self.start.index > self.applied.index {
-            self.install();
-        }
-        self.incoming = None;
-        let applied = self.applied;
-        let connects = |entry: &Entry| (entry.index, entry.term) == (applied.index, applied.term);
-        if applied.index > self.start.index && !self.entries.iter().any(connects) {
-            self.entries.clear();
-            self.start = applied;
-        }
-    }
-
-    fn apply(&mut self, entries: Vec<Entry>) {
-        for entry in entries {
-            let LogStart { index: applied, .. } = self.applied;
-            assert_eq!(entry.index, applied.next(), "entries are applied in order, once");
-            let last = self.entries.last().map_or(self.start.index, |last| last.index);
-            assert!(entry.index <= last, "what is applied is durable");
-            self.applied = LogStart { index: entry.index, term: entry.term, time: entry.time };
-            if let Payload::Membership(membership) = &entry.payload {
-                self.membership = membership.clone();
-            }
-            self.state.push((entry.index, entry.term, entry.payload));
-        }
-    }
-}
-
-/// An entry whose command names its place and term.
-pub fn entry(index: u64, term: u64) -> Entry {
-    Entry {
-        index: i(index),
-        term: t(term),
-        time: LogTime::ZERO,
-        payload: Payload::Command(format!("{index}.{term}").into()),
     }
 }

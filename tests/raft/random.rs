@@ -6,6 +6,7 @@ use quorate::{
     types::Rng,
 };
 
+use crate::checks::check_log_matching;
 use crate::network::{Network, i, ms, n};
 
 /// How many schedules a plain `cargo test` tries; `QUORATE_RAFT_SEEDS` asks for more.
@@ -43,7 +44,8 @@ fn run(seed: u64) -> String {
         act(&mut network, size, &mut rng);
     }
     calm_down(&mut network, size);
-    network.check_log_matching();
+    check_log_matching(&network.nodes);
+    assert_eq!(network.checks.open(), 0, "every request has its outcome");
     let leader = network.leader().expect("there is one");
     let applied = network.applied(leader);
     for member in network.raft(leader).status().membership.members() {
