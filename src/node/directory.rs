@@ -1,11 +1,14 @@
-//! SKELETON: who this node is and whom it knows.
+//! Who this node is and whom it knows: identities, addresses and disks.
+//!
+//! Addresses are not identity: a member is known by its id and the incarnation of its disk, which
+//! is registered through the log.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use arc_swap::ArcSwap;
 
 use crate::{
-    pb::raft::v1::Identity,
+    pb::{command::v1::RegisterMember, raft::v1::Identity},
     types::{ClusterId, Incarnation, NodeId},
 };
 
@@ -64,12 +67,12 @@ impl Directory {
 
     /// Sets the cluster's id, once.
     pub fn found(&self, cluster_id: ClusterId) {
-        self.cluster_id.store(std::sync::Arc::new(Some(cluster_id)));
+        self.cluster_id.store(Arc::new(Some(cluster_id)));
     }
 
     /// The members, this node included.
     #[must_use]
-    pub fn peers(&self) -> std::sync::Arc<BTreeMap<NodeId, Peer>> {
+    pub fn peers(&self) -> Arc<BTreeMap<NodeId, Peer>> {
         self.peers.load_full()
     }
 
@@ -80,6 +83,18 @@ impl Directory {
             change(peers.entry(node).or_default());
             peers
         });
+    }
+
+    /// Takes over what the log says of the members' disks and client addresses.
+    pub fn registered(&self, members: &[RegisterMember]) {
+        for member in members {
+            self.learn(NodeId::new(member.node_id), |peer| {
+                peer.incarnation = Incarnation::parse(&member.incarnation).or(peer.incarnation);
+                if !member.client_address.is_empty() {
+                    peer.client_address.clone_from(&member.client_address);
+                }
+            });
+        }
     }
 
     /// The identity to put into a message for `to`.
@@ -93,11 +108,107 @@ impl Directory {
         }
     }
 
-    /// Checks the identity in a message.
+    /// Checks the identity in a message: the sender is a member, speaks to this node, belongs to
+    /// this cluster and is on the disk that the log knows. A side that does not know its cluster
+    /// yet is taken at its word: membership and disk still decide.
     ///
     /// # Errors
     /// A sentence that says what does not fit and what to do.
-    pub fn check(&self, _identity: Option<&Identity>) -> Result<NodeId, String> {
-        unimplemented!("node writes this")
+    pub fn check(&self, identity: Option<&Identity>) -> Result<NodeId, String> {
+        let identity =
+            identity.ok_or("the message carries no identity: only members of the cluster speak here")?;
+        let from = NodeId::new(identity.from_node);
+        if identity.to_node != self.node_id.value() {
+            return Err(format!(
+                "the message is meant for node {}, this is node {}: check the peer addresses in \
+                 --initial-cluster",
+                identity.to_node, self.node_id
+            ));
+        }
+        let peers = self.peers.load();
+        let Some(peer) = peers.get(&from) else {
+            return Err(format!("node {from} is not a member of this cluster"));
+        };
+        if from == self.node_id {
+            return Err(format!("node {from} is this node itself: two nodes were given one id"));
+        }
+        let theirs = ClusterId::parse(&identity.cluster_id);
+        match (self.cluster_id(), theirs) {
+            (Some(ours), Some(theirs)) if ours != theirs => {
+                return Err(format!(
+                    "node {from} belongs to cluster {theirs}, this is cluster {ours}: one of the two \
+                     has a foreign data directory"
+                ));
+            }
+            (_, None) if !identity.cluster_id.is_empty() => {
+                return Err(format!("the cluster id of node {from} is not a UUID"));
+            }
+            _ => {}
+        }
+        let Some(incarnation) = Incarnation::parse(&identity.incarnation) else {
+            return Err(format!("the incarnation of node {from}'s disk is not a UUID"));
+        };
+        match peer.incarnation {
+            Some(known) if known != incarnation => Err(format!(
+                "node {from} is registered with disk {known} and came back with disk {incarnation}: \
+                 its data directory was wiped or replaced; bring the old directory back"
+            )),
+            _ => Ok(from),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn directory(cluster: Option<u128>) -> Directory {
+        let known = |disk: Option<u128>| Peer {
+            incarnation: disk.map(|disk| Incarnation::new(Uuid::from_u128(disk))),
+            ..Peer::default()
+        };
+        let peers = BTreeMap::from([
+            (NodeId::new(1), known(Some(11))),
+            (NodeId::new(2), known(Some(12))),
+            (NodeId::new(3), known(None)),
+        ]);
+        let cluster = cluster.map(|id| ClusterId::new(Uuid::from_u128(id)));
+        let disk = Incarnation::new(Uuid::from_u128(11));
+        Directory::new(NodeId::new(1), disk, String::new(), String::new(), cluster, peers)
+    }
+
+    fn identity(from: u64, disk: u128, cluster: &str) -> Identity {
+        Identity {
+            cluster_id: cluster.into(),
+            from_node: from,
+            to_node: 1,
+            incarnation: Uuid::from_u128(disk).to_string(),
+        }
+    }
+
+    #[test]
+    fn rule_20_a_wiped_disk_is_not_taken_for_the_one_before_it() {
+        let directory = directory(Some(7));
+        assert!(directory.check(Some(&identity(2, 12, ""))).is_ok());
+        let words = directory.check(Some(&identity(2, 99, ""))).expect_err("another disk");
+        assert!(words.contains("wiped or replaced"), "{words}");
+        assert!(directory.check(Some(&identity(3, 99, ""))).is_ok(), "not registered yet");
+    }
+
+    #[test]
+    fn strangers_and_foreign_clusters_are_refused() {
+        let directory = directory(Some(7));
+        let ours = Uuid::from_u128(7).to_string();
+        assert!(directory.check(Some(&identity(2, 12, &ours))).is_ok());
+        assert!(directory.check(None).is_err());
+        assert!(directory.check(Some(&identity(9, 1, &ours))).is_err());
+        assert!(directory.check(Some(&identity(1, 11, &ours))).is_err(), "itself");
+        let foreign = Uuid::from_u128(8).to_string();
+        assert!(directory.check(Some(&identity(2, 12, &foreign))).is_err());
+        assert!(directory.check(Some(&identity(2, 12, "nonsense"))).is_err());
+        let astray = Identity { to_node: 2, ..identity(2, 12, &ours) };
+        assert!(directory.check(Some(&astray)).is_err());
     }
 }

@@ -1,0 +1,209 @@
+//! What a replica does unasked: sessions run out, log time moves on, the cluster is founded, disks
+//! are registered, parked sessions are renewed and the log is cut behind the durable state.
+
+use std::collections::VecDeque;
+
+use prost::Message as _;
+
+use crate::{
+    node::{
+        calls::{Call, CallKind},
+        replica::{Jobs, Replica, routing::Route},
+    },
+    pb::command::v1::{
+        AdvanceTime, CheckpointSessions, Command, ExpireSessions, ExpiredSession, FoundCluster,
+        SessionCheckpoint, command,
+    },
+    raft::{Append, Input, Restored, RoleKind},
+    types::{Duration, Instant, LogIndex, LogTime, Term},
+};
+
+/// How often a parked waiter's session is renewed; well below the state machine's TTL for it.
+pub(super) const PARKED_RENEWAL_INTERVAL: Duration = Duration::from_secs(3);
+/// An entry that moves log time on is proposed again after this, should the first be lost.
+pub(super) const ADVANCE_RETRY: Duration = Duration::from_millis(200);
+/// Founding and registering are proposed again after this.
+const INTRODUCTION_RETRY: Duration = Duration::from_secs(2);
+/// The most sessions that one entry ends or checkpoints.
+const SESSIONS_PER_ENTRY_MAX: usize = 256;
+
+impl Replica {
+    pub(super) fn perform_duties(&mut self, now: Instant, wall: LogTime, jobs: &mut Jobs) {
+        for session in self.calls.renewals(now, PARKED_RENEWAL_INTERVAL) {
+            let sequence = self.calls.internal_sequence();
+            let deadline = now.after(PARKED_RENEWAL_INTERVAL);
+            self.calls.insert(now, Call { sequence, deadline, kind: CallKind::Renew { session } });
+        }
+        self.introduce(now, wall, jobs);
+        if self.lessor.leading() {
+            self.expire_sessions(now, wall, jobs);
+            self.advance_time(now, wall, jobs);
+        }
+        if self.keeper.wants_persist(now) {
+            jobs.persist_state = true;
+        }
+    }
+
+    /// The first leader founds the cluster; every node makes its disk known (rule 20).
+    fn introduce(&mut self, now: Instant, wall: LogTime, jobs: &mut Jobs) {
+        let due = self.introduced_at.is_zero_or_before(now, INTRODUCTION_RETRY);
+        if (self.founded && self.registered) || self.status.leader.is_none() || !due {
+            return;
+        }
+        if !self.founded {
+            if self.status.role == RoleKind::Leader && self.status.leader_ready {
+                self.introduced_at = now;
+                let cluster_id = self.config.new_cluster_id.clone();
+                let members = vec![self.config.member.clone()];
+                let op = command::Op::FoundCluster(FoundCluster { cluster_id, members });
+                self.propose_own(now, wall, op, jobs);
+            }
+        } else {
+            self.introduced_at = now;
+            self.call_own(now, command::Op::RegisterMember(self.config.member.clone()));
+        }
+    }
+
+    fn expire_sessions(&mut self, now: Instant, wall: LogTime, jobs: &mut Jobs) {
+        let expired = self.lessor.expire(now, SESSIONS_PER_ENTRY_MAX);
+        if !expired.is_empty() {
+            let sessions = expired.into_iter().map(|(session, epoch)| ExpiredSession {
+                session_id: session.value(),
+                epoch,
+            });
+            let op = command::Op::ExpireSessions(ExpireSessions {
+                term: self.status.term.value(),
+                sessions: sessions.collect(),
+            });
+            self.propose_own(now, wall, op, jobs);
+        }
+        let left = self.lessor.checkpoint(now, SESSIONS_PER_ENTRY_MAX);
+        if !left.is_empty() {
+            let sessions = left.into_iter().map(|(session, left)| SessionCheckpoint {
+                session_id: session.value(),
+                remaining_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+            });
+            let sessions = sessions.collect();
+            let op = command::Op::CheckpointSessions(CheckpointSessions { sessions });
+            self.propose_own(now, wall, op, jobs);
+        }
+    }
+
+    /// What falls due in log time needs an entry to be applied with.
+    fn advance_time(&mut self, now: Instant, wall: LogTime, jobs: &mut Jobs) {
+        let due = self.next_timer.is_some_and(|timer| timer <= wall);
+        if due && self.advanced_at.after(ADVANCE_RETRY) <= now {
+            self.advanced_at = now;
+            self.propose_own(now, wall, command::Op::AdvanceTime(AdvanceTime {}), jobs);
+        }
+    }
+
+    /// Proposes a command as the leader; if it is lost, the duty comes up again.
+    fn propose_own(&mut self, now: Instant, wall: LogTime, op: command::Op, jobs: &mut Jobs) {
+        let command = Command { version: 1, origin: None, op: Some(op) };
+        let ticket = self.ticket(Route::Nobody);
+        let commands = vec![(ticket, command.encode_to_vec().into())];
+        let expected_term = Some(self.status.term);
+        self.step(now, Input::Propose { time: wall, expected_term, commands }, jobs);
+    }
+}
+
+impl Instant {
+    /// Whether this is the start, or `span` has gone by since.
+    fn is_zero_or_before(self, now: Self, span: Duration) -> bool {
+        self == Self::ZERO || self.after(span) <= now
+    }
+}
+
+/// How often the state is made durable though little was applied.
+const PERSIST_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Where a run of applied entries ended, and how many bytes lie between it and the one before.
+#[derive(Clone, Copy, Debug)]
+struct Chunk {
+    index: LogIndex,
+    term: Term,
+    time: LogTime,
+    bytes: u64,
+}
+
+/// Keeps count of the log and says when the state is to be made durable and the log to be cut.
+#[derive(Debug)]
+pub(super) struct LogKeeper {
+    retained_bytes: u64,
+    /// Applied runs that the log still holds, oldest first.
+    chunks: VecDeque<Chunk>,
+    chunk_bytes: u64,
+    /// Bytes appended and not yet in a chunk.
+    open_bytes: u64,
+    unpersisted_bytes: u64,
+    persisting: bool,
+    persisted_at: Instant,
+}
+
+impl LogKeeper {
+    pub(super) fn new(retained_bytes: u64, restored: &Restored) -> Self {
+        let open_bytes = restored.entries.iter().map(|e| entry_bytes(e.payload.len())).sum();
+        Self {
+            retained_bytes,
+            chunks: VecDeque::new(),
+            chunk_bytes: 0,
+            open_bytes,
+            unpersisted_bytes: open_bytes,
+            persisting: false,
+            persisted_at: Instant::ZERO,
+        }
+    }
+
+    pub(super) fn appended(&mut self, append: &Append) {
+        let bytes: u64 = append.entries.iter().map(|e| entry_bytes(e.payload.len())).sum();
+        self.open_bytes += bytes;
+        self.unpersisted_bytes += bytes;
+    }
+
+    pub(super) fn applied(&mut self, index: LogIndex, term: Term, time: LogTime) {
+        let bytes = core::mem::take(&mut self.open_bytes);
+        self.chunk_bytes += bytes;
+        self.chunks.push_back(Chunk { index, term, time, bytes });
+    }
+
+    /// A snapshot replaced state and log.
+    pub(super) fn reset(&mut self, index: LogIndex, term: Term, time: LogTime) {
+        self.chunks.clear();
+        self.chunk_bytes = 0;
+        self.open_bytes = 0;
+        self.applied(index, term, time);
+    }
+
+    pub(super) fn wants_persist(&mut self, now: Instant) -> bool {
+        let many = self.unpersisted_bytes >= self.retained_bytes / 4;
+        let long = self.unpersisted_bytes > 0 && self.persisted_at.after(PERSIST_INTERVAL) <= now;
+        if self.persisting || !(many || long) {
+            return false;
+        }
+        self.persisting = true;
+        self.persisted_at = now;
+        self.unpersisted_bytes = 0;
+        true
+    }
+
+    /// The state is durable up to `index`: where the log may be cut now.
+    pub(super) fn state_persisted(&mut self, index: LogIndex) -> Option<(LogIndex, Term, LogTime)> {
+        self.persisting = false;
+        let mut cut = None;
+        while self.chunk_bytes > self.retained_bytes
+            && let Some(chunk) = self.chunks.front().copied()
+            && chunk.index <= index
+        {
+            self.chunks.pop_front();
+            self.chunk_bytes -= chunk.bytes;
+            cut = Some((chunk.index, chunk.term, chunk.time));
+        }
+        cut
+    }
+}
+
+/// What an entry takes in memory and on disk, about.
+const fn entry_bytes(payload: usize) -> u64 {
+    payload as u64 + 64
+}
