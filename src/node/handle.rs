@@ -1,33 +1,33 @@
-//! SKELETON: the way into a node, for the services and for a node's own tasks.
+//! The way into a node, for the services and for a node's own tasks.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicUsize, atomic::Ordering};
 
+use prost::Message as _;
 use tokio::{sync::watch, time::Instant as Deadline};
 
 use crate::{
-    machine::View,
-    node::{Directory, Feed, Mailbox},
+    machine::{View, refusal},
+    node::{
+        Directory, Feed, Mailbox,
+        calls::{Call, CallKind, Reply},
+        pending::Settled,
+        replica::Event,
+        shared::Shared,
+    },
     pb::{
         cluster::v1::NodeStatus,
-        command::v1::{Outcome, Refusal, command},
+        command::v1::{Command, Origin, Outcome, Reason, Refusal, command, outcome},
         lock::v1::{AcquireRequest, AcquireResponse},
     },
-    types::{Duration, NodeId, SessionId, Term},
+    types::{Duration, Instant, LogIndex, NodeId, SessionId, Term},
 };
 
 /// A node that runs. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    inner: Arc<Inner>,
+    pub(crate) shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
-struct Inner {
-    directory: Arc<Directory>,
-    feed: Arc<Feed>,
-}
-
-#[allow(unused_variables, clippy::unused_async)]
 impl Handle {
     /// Proposes a command here or at the leader and waits until this node has applied it. The
     /// outcome may hold a refusal by the state machine.
@@ -39,7 +39,12 @@ impl Handle {
         op: command::Op,
         deadline: Option<Deadline>,
     ) -> Result<Outcome, Refusal> {
-        unimplemented!()
+        let open = Open::begin(&self.shared, &self.shared.open_calls, self.shared.tuning.calls_max)?;
+        let kind = CallKind::Propose { command: self.encode(open.sequence, op), lock: None };
+        match open.call(kind, deadline).await? {
+            Settled::Outcome(outcome) => Ok(outcome),
+            Settled::Reply(reply) => Err(refused(reply)),
+        }
     }
 
     /// Acquires a lock, parked here while it waits. Dropping the future takes the waiter out of
@@ -52,7 +57,17 @@ impl Handle {
         request: AcquireRequest,
         deadline: Option<Deadline>,
     ) -> Result<AcquireResponse, Refusal> {
-        unimplemented!()
+        let open = Open::begin(&self.shared, &self.shared.waiters, self.shared.tuning.waiters_max)?;
+        let lock = Some(request.name.clone());
+        let command = self.encode(open.sequence, command::Op::Acquire(request));
+        match open.call(CallKind::Propose { command, lock }, deadline).await? {
+            Settled::Outcome(Outcome { result: Some(outcome::Result::Acquire(grant)) }) => Ok(grant),
+            Settled::Outcome(Outcome { result: Some(outcome::Result::Refusal(refusal)) }) => {
+                Err(refusal)
+            }
+            Settled::Outcome(_) => Err(refusal(Reason::OutcomeUnknown, "not an answer to acquire")),
+            Settled::Reply(reply) => Err(refused(reply)),
+        }
     }
 
     /// Waits until this node's state holds everything acknowledged before the call (ReadIndex).
@@ -60,13 +75,34 @@ impl Handle {
     /// # Errors
     /// Where no leader confirms it in time.
     pub async fn read_barrier(&self, deadline: Option<Deadline>) -> Result<(), Refusal> {
-        unimplemented!()
+        let open = Open::begin(&self.shared, &self.shared.open_calls, self.shared.tuning.calls_max)?;
+        match open.call(CallKind::Read, deadline).await? {
+            Settled::Reply(Reply::ReadIndex(index)) => self.wait_applied(index, deadline).await,
+            Settled::Reply(reply) => Err(refused(reply)),
+            Settled::Outcome(_) => Err(refusal(Reason::NoQuorum, "not an answer to a read")),
+        }
+    }
+
+    async fn wait_applied(&self, index: LogIndex, deadline: Option<Deadline>) -> Result<(), Refusal> {
+        if self.shared.feed.head().index >= index {
+            return Ok(());
+        }
+        let mut head = self.shared.feed.subscribe();
+        let applied = head.wait_for(|head| head.index >= index);
+        match within(deadline, applied).await {
+            Some(Ok(_)) => Ok(()),
+            Some(Err(_)) => Err(stopping()),
+            None => {
+                let words = format!("this node has not applied the log up to {index} in time");
+                Err(refusal(Reason::DeadlineExceeded, words).with("index", index))
+            }
+        }
     }
 
     /// This node's state now, without asking anybody.
     #[must_use]
     pub fn view(&self) -> View {
-        unimplemented!()
+        self.shared.view()
     }
 
     /// Renews a session with the leader; answered after a quorum round begun after the call.
@@ -79,7 +115,12 @@ impl Handle {
         session: SessionId,
         deadline: Option<Deadline>,
     ) -> Result<Duration, Refusal> {
-        unimplemented!()
+        let open = Open::begin(&self.shared, &self.shared.open_calls, self.shared.tuning.calls_max)?;
+        match open.call(CallKind::Renew { session }, deadline).await? {
+            Settled::Reply(Reply::Renewed(ttl)) => Ok(ttl),
+            Settled::Reply(reply) => Err(refused(reply)),
+            Settled::Outcome(_) => Err(refusal(Reason::NoQuorum, "not an answer to a renewal")),
+        }
     }
 
     /// Hands leadership over.
@@ -91,36 +132,146 @@ impl Handle {
         target: Option<NodeId>,
         deadline: Option<Deadline>,
     ) -> Result<(NodeId, Term), Refusal> {
-        unimplemented!()
+        let open = Open::begin(&self.shared, &self.shared.open_calls, self.shared.tuning.calls_max)?;
+        let leader = match open.call(CallKind::Transfer { target }, deadline).await? {
+            Settled::Reply(Reply::Transferred(leader)) => leader,
+            Settled::Reply(reply) => return Err(refused(reply)),
+            Settled::Outcome(_) => {
+                return Err(refusal(Reason::TransferAborted, "not an answer to a transfer"));
+            }
+        };
+        // This node may hear of the new leader a little later than the old one did.
+        let mut status = self.watch_status();
+        let follows = status.wait_for(|status| status.leader_id == leader.value());
+        let term = match within(deadline, follows).await {
+            Some(Ok(status)) => status.term,
+            Some(Err(_)) | None => self.status().term,
+        };
+        Ok((leader, Term::new(term)))
     }
 
     /// How this node stands.
     #[must_use]
     pub fn status(&self) -> NodeStatus {
-        unimplemented!()
+        self.shared.node_status()
     }
 
     /// How this node stands, each time that role, leader or term change.
     #[must_use]
     pub fn watch_status(&self) -> watch::Receiver<NodeStatus> {
-        unimplemented!()
+        self.shared.status_changes.subscribe()
     }
 
     /// What was applied, for those who watch.
     #[must_use]
     pub fn feed(&self) -> &Arc<Feed> {
-        &self.inner.feed
+        &self.shared.feed
     }
 
     /// Who this node is and whom it knows.
     #[must_use]
     pub fn directory(&self) -> &Arc<Directory> {
-        &self.inner.directory
+        &self.shared.directory
     }
 
     /// Where the transport delivers what arrives.
     #[must_use]
     pub fn mailbox(&self) -> Mailbox {
-        unimplemented!()
+        Mailbox { shared: Arc::clone(&self.shared) }
     }
+
+    /// Says in the status that this node is about to stop.
+    pub fn set_draining(&self) {
+        self.shared.draining.store(true, Ordering::Relaxed);
+    }
+
+    fn encode(&self, sequence: u64, op: command::Op) -> bytes::Bytes {
+        let node_id = self.shared.directory.node_id.value();
+        let origin = Some(Origin { node_id, boot: self.shared.boot, sequence });
+        Command { version: 1, origin, op: Some(op) }.encode_to_vec().into()
+    }
+}
+
+/// A call that is open. Dropping it takes it back.
+struct Open<'a> {
+    shared: &'a Shared,
+    counter: &'a AtomicUsize,
+    sequence: u64,
+    settled: bool,
+}
+
+impl<'a> Open<'a> {
+    fn begin(
+        shared: &'a Shared,
+        counter: &'a AtomicUsize,
+        max: usize,
+    ) -> Result<Self, Refusal> {
+        if counter.fetch_add(1, Ordering::Relaxed) >= max {
+            counter.fetch_sub(1, Ordering::Relaxed);
+            return Err(overloaded(max));
+        }
+        let sequence = shared.sequence.fetch_add(1, Ordering::Relaxed) + 1;
+        Ok(Self { shared, counter, sequence, settled: false })
+    }
+
+    async fn call(mut self, kind: CallKind, deadline: Option<Deadline>) -> Result<Settled, Refusal> {
+        let receiver = self.shared.pending.open(self.sequence);
+        let until = deadline.map_or(Instant::FAR, |at| self.shared.clock.at(at.into_std()));
+        let changes = matches!(kind, CallKind::Propose { .. } | CallKind::Transfer { .. });
+        let call = Call { sequence: self.sequence, deadline: until, kind };
+        if !self.shared.offer(Event::Call(call)) {
+            self.settled = true;
+            self.shared.pending.forget(self.sequence);
+            return Err(overloaded(self.shared.tuning.calls_max));
+        }
+        match within(deadline, receiver).await {
+            Some(Ok(settled)) => {
+                self.settled = true;
+                Ok(settled)
+            }
+            Some(Err(_)) => Err(stopping()),
+            None if changes => Err(refusal(
+                Reason::DeadlineExceeded,
+                "the deadline ran out; the outcome is unknown: retry with the same request id, or \
+                 read the state",
+            )),
+            None => Err(refusal(Reason::DeadlineExceeded, "the deadline ran out: try again")),
+        }
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.counter.fetch_sub(1, Ordering::Relaxed);
+        if !self.settled {
+            self.shared.pending.forget(self.sequence);
+            self.shared.offer(Event::Abandoned { sequence: self.sequence });
+        }
+    }
+}
+
+async fn within<T>(deadline: Option<Deadline>, future: impl Future<Output = T>) -> Option<T> {
+    match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline, future).await.ok(),
+        None => Some(future.await),
+    }
+}
+
+fn refused(reply: Reply) -> Refusal {
+    match reply {
+        Reply::Refused(refusal) => refusal,
+        other => refusal(Reason::OutcomeUnknown, format!("an answer of another kind: {other:?}")),
+    }
+}
+
+fn overloaded(max: usize) -> Refusal {
+    let words = format!("{max} calls wait on this node already: try again later, or elsewhere");
+    refusal(Reason::Overloaded, words).with("limit", max)
+}
+
+fn stopping() -> Refusal {
+    refusal(
+        Reason::OutcomeUnknown,
+        "the node stopped before it knew the outcome: retry elsewhere with the same request id",
+    )
 }

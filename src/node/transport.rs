@@ -1,13 +1,14 @@
-//! SKELETON: the wall between a node and the network: a node sends through [`Transport`], and the
-//! network delivers into [`Mailbox`]. Neither side ever waits for the other.
+//! The wall between a node and the network: a node sends through [`Transport`], and the network
+//! delivers into [`Mailbox`]. Neither side ever waits for the other.
 
 use core::fmt;
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 
 use crate::{
     machine::store::StoreError,
+    node::{replica::Event, shared::Shared},
     pb::raft::v1::{ForwardRequest, ForwardResponse},
     raft::{Membership, Message},
     types::{GroupId, LogIndex, LogTime, NodeId, Term},
@@ -63,7 +64,8 @@ pub struct SnapshotOffer {
     pub index: LogIndex,
     /// That entry's term.
     pub last_term: Term,
-    /// The log time of that entry (from the snapshot's head; zero where the transport does not know).
+    /// The log time of that entry (from the snapshot's head; zero where the transport does not
+    /// know).
     pub time: LogTime,
     /// The membership in it (likewise).
     pub membership: Membership,
@@ -73,28 +75,34 @@ pub struct SnapshotOffer {
 
 /// The way in. Clonable; each call is a bounded `try_send` unless it says otherwise.
 #[derive(Clone, Debug)]
-pub struct Mailbox {}
+pub struct Mailbox {
+    pub(crate) shared: Arc<Shared>,
+}
 
-#[allow(unused_variables, clippy::unused_async)]
 impl Mailbox {
     /// A member's message arrived, its identity checked. Dropped where the queue is full.
     pub fn deliver(&self, from: NodeId, group: GroupId, message: Message) {
-        unimplemented!()
+        if group == GroupId::SYSTEM {
+            self.shared.offer(Event::Message { from, message });
+        }
     }
 
     /// The control connection to a member stands.
     pub fn connected(&self, peer: NodeId) {
-        unimplemented!()
+        self.shared.offer(Event::Connected { peer });
     }
 
     /// The control connection to a member broke (not: could not be made).
     pub fn disconnected(&self, peer: NodeId) {
-        unimplemented!()
+        self.shared.offer(Event::Disconnected { peer });
     }
 
     /// A snapshot that was being sent has ended.
     pub fn snapshot_sent(&self, peer: NodeId, installed: Option<LogIndex>) {
-        unimplemented!()
+        if installed.is_some() {
+            self.shared.metrics.record_snapshot_sent();
+        }
+        self.shared.offer(Event::SnapshotSent { peer, installed });
     }
 
     /// A snapshot arrived. Waits until it is installed or not needed.
@@ -102,22 +110,22 @@ impl Mailbox {
     /// # Errors
     /// A sentence that says why it was not taken.
     pub async fn snapshot_received(&self, offer: SnapshotOffer) -> Result<(), String> {
-        unimplemented!()
+        crate::node::install::receive(&self.shared, offer).await
     }
 
     /// A follower passes requests on. Refusals come back through [`Transport::answer`].
     pub fn forwarded(&self, from: NodeId, request: ForwardRequest) {
-        unimplemented!()
+        self.shared.offer(Event::Forwarded { from, request });
     }
 
     /// The leader answers what this node passed on.
-    pub fn answered(&self, from: NodeId, response: ForwardResponse) {
-        unimplemented!()
+    pub fn answered(&self, _from: NodeId, response: ForwardResponse) {
+        self.shared.offer(Event::Answered { response });
     }
 
     /// The stream on which this node passed requests on broke: what was sent and not answered is
     /// unknown.
     pub fn forward_broken(&self, leader: NodeId) {
-        unimplemented!()
+        self.shared.offer(Event::ForwardBroken { leader });
     }
 }

@@ -1,0 +1,260 @@
+//! The thread that owns the state machine: applies committed entries, completes the calls of this
+//! node and publishes what changed.
+
+use std::sync::{
+    Arc,
+    atomic::Ordering,
+    mpsc::{Receiver, TryRecvError},
+};
+
+use tokio::sync::oneshot;
+
+use crate::{
+    machine::{Applied, Machine, MachineConfig, Space, View, store::StoreError},
+    node::{
+        FeedHead, Published, SnapshotSource, Transport,
+        calls::is_internal,
+        install::Prepared,
+        pending::Settled,
+        replica::{AppliedReport, Event},
+        shared::{DriverInput, Shared},
+    },
+    pb::command::v1::{Outcome, Reason, outcome},
+    raft::{Entry, SendSnapshot},
+    types::{GroupId, NodeId},
+};
+
+/// About how many entries are applied in one batch of the store.
+const ENTRIES_PER_BATCH: usize = 1_024;
+
+/// Work for the applier, in order.
+#[derive(Debug)]
+pub(crate) enum ApplierJob {
+    /// Applies committed entries.
+    Apply(Vec<Entry>),
+    /// Replaces the state by a received snapshot.
+    Install(Box<Prepared>, oneshot::Sender<Result<(), String>>),
+    /// Sends a snapshot of the state.
+    Send(SendSnapshot),
+}
+
+/// The state machine with its surroundings.
+pub(crate) struct Applier {
+    pub(crate) machine: Machine,
+    pub(crate) config: MachineConfig,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) transport: Arc<dyn Transport>,
+}
+
+impl Applier {
+    /// Runs until the driver is gone or the store fails.
+    pub(crate) fn run(mut self, jobs: &Receiver<ApplierJob>) {
+        let mut next = jobs.recv().ok();
+        while let Some(job) = next.take() {
+            let done = match job {
+                ApplierJob::Apply(mut entries) => {
+                    let (then, closed) = gather(&mut entries, jobs);
+                    next = then;
+                    let done = self.apply(&entries);
+                    if closed {
+                        return;
+                    }
+                    done
+                }
+                ApplierJob::Install(prepared, reply) => self.install(*prepared, reply),
+                ApplierJob::Send(send) => self.send_snapshot(send),
+            };
+            if let Err(error) = done {
+                self.shared.fail(format!("the state cannot be kept, this node stops: {error}"));
+                return;
+            }
+            if next.is_none() {
+                next = jobs.recv().ok();
+            }
+        }
+    }
+
+    fn apply(&mut self, entries: &[Entry]) -> Result<(), StoreError> {
+        let before = self.machine.head().clone();
+        let applied = self.machine.apply(entries)?;
+        self.shared.metrics.record_applied(entries.len());
+        let head = applied.head.clone();
+        let members = applied.changes.iter().any(|change| change.space == Space::Members);
+        let report = self.complete(applied, |applied| {
+            let batch = Published {
+                revision_before: before.revision,
+                revision: head.revision,
+                position_before: before.position,
+                position: head.position,
+                changes: core::mem::take(&mut applied.changes),
+                events: core::mem::take(&mut applied.events),
+            };
+            self.shared.feed.publish(head.index, batch);
+        });
+        let mut report = report;
+        if members {
+            (report.founded, report.registered) = self.learn_members()?;
+        }
+        // The driver is gone only when the node stops.
+        let _ = self.shared.driver.send(DriverInput::Event(Event::Applied(report)));
+        Ok(())
+    }
+
+    /// Publishes, then completes the calls of this process: whoever gets an answer finds its
+    /// effect in the feed.
+    fn complete(&self, mut applied: Applied, publish: impl FnOnce(&mut Applied)) -> AppliedReport {
+        publish(&mut applied);
+        let mut report = AppliedReport {
+            index: applied.head.index,
+            term: applied.head.term,
+            time: applied.head.time,
+            sessions: applied.sessions,
+            next_timer: applied.next_timer,
+            ..AppliedReport::default()
+        };
+        let ours = |origin: &crate::pb::command::v1::Origin| {
+            origin.node_id == self.shared.directory.node_id.value()
+                && origin.boot == self.shared.boot
+        };
+        for (origin, outcome) in applied.outcomes {
+            if !ours(&origin) {
+                continue;
+            }
+            report.completed.push(origin.sequence);
+            if is_internal(origin.sequence) {
+                self.notice_own(&outcome);
+                continue;
+            }
+            let granted = match &outcome.result {
+                Some(outcome::Result::Acquire(grant)) => Some(grant.name.clone()),
+                _ => None,
+            };
+            let delivered = self.shared.pending.settle(origin.sequence, Settled::Outcome(outcome));
+            if let (Some(name), false) = (granted, delivered) {
+                report.undelivered.push((name, origin.sequence));
+            }
+        }
+        let parked = applied.parked.into_iter().filter(|(origin, _)| ours(origin));
+        report.parked = parked.map(|(origin, session)| (origin.sequence, session)).collect();
+        report
+    }
+
+    /// The answer to a command of the node's own: a refused registration is the end (rule 20).
+    fn notice_own(&self, outcome: &Outcome) {
+        if let Some(outcome::Result::Refusal(refusal)) = &outcome.result
+            && refusal.reason() == Reason::WrongIdentity
+        {
+            self.shared.fail(refusal.message.clone());
+        }
+    }
+
+    /// Takes over what the log says of cluster and members. Returns whether the cluster is founded
+    /// and whether this node's disk is registered.
+    fn learn_members(&self) -> Result<(bool, bool), StoreError> {
+        let view = View::new(self.machine.store().snapshot());
+        learn_members(&view, &self.shared)
+    }
+
+    fn install(
+        &mut self,
+        prepared: Prepared,
+        reply: oneshot::Sender<Result<(), String>>,
+    ) -> Result<(), StoreError> {
+        if prepared.head.index <= self.machine.head().index {
+            // Not needed any more; the sender need not know.
+            let _ = reply.send(Ok(()));
+            return Ok(());
+        }
+        if let Err(error) = self.shared.data.switch_state(prepared.pending) {
+            return Err(StoreError(error.to_string()));
+        }
+        self.machine = Machine::open(prepared.store, self.config.clone())?;
+        let store = Arc::clone(self.machine.store());
+        self.shared.store.store(Arc::new(store));
+        let head = self.machine.head().clone();
+        self.shared.feed.installed(FeedHead {
+            index: head.index,
+            revision: head.revision,
+            position: head.position,
+            installs: 0,
+        });
+        self.shared.metrics.record_snapshot_installed();
+        tracing::info!(index = head.index.value(), "installed a snapshot");
+        let view = View::new(self.machine.store().snapshot());
+        let (founded, registered) = learn_members(&view, &self.shared)?;
+        let installed = crate::node::replica::Installed {
+            from: prepared.from,
+            term: prepared.term,
+            index: head.index,
+            last_term: head.term,
+            time: head.time,
+            membership: head.membership,
+            sessions: view.sessions()?,
+            founded,
+            registered,
+            next_timer: self.machine.next_timer(),
+        };
+        let _ = self.shared.driver.send(DriverInput::Event(Event::Installed(installed)));
+        let _ = reply.send(Ok(()));
+        Ok(())
+    }
+
+    fn send_snapshot(&self, send: SendSnapshot) -> Result<(), StoreError> {
+        let reader = self.machine.store().snapshot();
+        let head = View::new(Arc::clone(&reader)).head()?;
+        let source = SnapshotSource {
+            term: send.term,
+            index: head.index,
+            last_term: head.term,
+            chunks: Box::new(crate::machine::SnapshotWriter::new(reader)),
+        };
+        tracing::info!(peer = send.to.value(), index = head.index.value(), "sending a snapshot");
+        self.transport.send_snapshot(send.to, GroupId::SYSTEM, source);
+        Ok(())
+    }
+}
+
+/// Adds the entries of the jobs that wait already, up to a batch; then what stands after them.
+fn gather(entries: &mut Vec<Entry>, jobs: &Receiver<ApplierJob>) -> (Option<ApplierJob>, bool) {
+    while entries.len() < ENTRIES_PER_BATCH {
+        match jobs.try_recv() {
+            Ok(ApplierJob::Apply(more)) => entries.extend(more),
+            Ok(other) => return (Some(other), false),
+            Err(TryRecvError::Empty) => break,
+            Err(TryRecvError::Disconnected) => return (None, true),
+        }
+    }
+    (None, false)
+}
+
+/// Takes over what the state says of cluster and members into directory and identity.
+pub(crate) fn learn_members(view: &View, shared: &Shared) -> Result<(bool, bool), StoreError> {
+    let Some(cluster_id) = view.cluster_id()? else { return Ok((false, false)) };
+    let directory = &shared.directory;
+    match directory.cluster_id() {
+        Some(known) if known != cluster_id => {
+            shared.fail(format!(
+                "this data directory belongs to cluster {known}, the log to cluster {cluster_id}: \
+                 a foreign directory; start with the right --data-dir"
+            ));
+        }
+        Some(_) => {}
+        None => {
+            directory.found(cluster_id);
+            if let Err(error) = shared.data.set_cluster_id(cluster_id) {
+                return Err(StoreError(error.to_string()));
+            }
+            tracing::info!(cluster = %cluster_id, "the cluster is founded");
+        }
+    }
+    let members = view.members()?;
+    directory.registered(&members);
+    let me = members.iter().find(|member| NodeId::new(member.node_id) == directory.node_id);
+    let registered = me.is_some_and(|me| me.incarnation == directory.incarnation.to_string());
+    Ok((true, registered))
+}
+
+/// Whether the node is draining.
+pub(crate) fn draining(shared: &Shared) -> bool {
+    shared.draining.load(Ordering::Relaxed)
+}

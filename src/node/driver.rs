@@ -1,0 +1,198 @@
+//! The thread that turns the replica: takes events in batches, carries its jobs out.
+//!
+//! It never waits for a disk, a store or the network, so heartbeats go out in time.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, PoisonError,
+        mpsc::{Receiver, RecvTimeoutError, Sender},
+    },
+};
+
+use crate::{
+    node::{
+        Transport,
+        applier::ApplierJob,
+        pending::Settled,
+        replica::{Event, Jobs, Replica, WalJob},
+        shared::{DriverInput, Shared},
+    },
+    raft::RoleKind,
+    types::{GroupId, Instant, NodeId},
+};
+
+/// The most events that one turn takes in.
+const EVENTS_PER_TURN_MAX: usize = 1_024;
+/// Kept back from the deadline, so that a wake-up is not just too early.
+const SLEEP_MAX: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// The replica with its surroundings.
+pub(crate) struct Driver {
+    pub(crate) replica: Replica,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) wal: Sender<Vec<WalJob>>,
+    pub(crate) applier: Sender<ApplierJob>,
+    pub(crate) disk: Disk,
+}
+
+/// Watches how long the log's disk takes (rule 21).
+#[derive(Debug, Default)]
+pub(crate) struct Disk {
+    /// When each batch that is not synced yet was handed over.
+    waiting: VecDeque<Instant>,
+    stalled: bool,
+}
+
+impl Driver {
+    /// Runs until it is told to stop.
+    pub(crate) fn run(mut self, inputs: &Receiver<DriverInput>) {
+        let mut events = Vec::with_capacity(EVENTS_PER_TURN_MAX);
+        self.publish_status();
+        loop {
+            if !self.receive(inputs, &mut events) {
+                return;
+            }
+            let (now, wall) = (self.shared.clock.now(), self.shared.clock.wall());
+            if let Some(change) = self.disk.check(now, self.shared.tuning.disk_stall_timeout) {
+                events.push(Event::DiskStalled(change));
+            }
+            let mut jobs = Jobs::default();
+            self.replica.handle(now, wall, events.drain(..), &mut jobs);
+            self.carry_out(now, jobs);
+        }
+    }
+
+    /// Waits for events, at most until the replica wants to wake. `false` ends the thread.
+    fn receive(&mut self, inputs: &Receiver<DriverInput>, events: &mut Vec<Event>) -> bool {
+        let (now, wall) = (self.shared.clock.now(), self.shared.clock.wall());
+        let sleep = self.replica.next_deadline(now, wall).since(now).min(SLEEP_MAX);
+        let mut next = match inputs.recv_timeout(sleep) {
+            Ok(input) => Some(input),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => return false,
+        };
+        while let Some(input) = next {
+            match input {
+                DriverInput::Event(event) => events.push(event),
+                DriverInput::Synced { hard, log, batches } => {
+                    self.disk.synced(batches);
+                    events.push(Event::Persisted { hard, log });
+                }
+                DriverInput::Stop => return false,
+            }
+            if events.len() >= EVENTS_PER_TURN_MAX {
+                break;
+            }
+            next = inputs.try_recv().ok();
+        }
+        true
+    }
+
+    fn carry_out(&mut self, now: Instant, jobs: Jobs) {
+        if !jobs.wal.is_empty() {
+            self.disk.handed_over(now);
+            // The writer is gone only after a failure, which ends the node.
+            let _ = self.wal.send(jobs.wal);
+        }
+        for (to, message) in jobs.messages {
+            self.transport.send(to, GroupId::SYSTEM, message);
+        }
+        for (to, request) in jobs.forwards {
+            self.forward(to, request);
+        }
+        for (to, response) in jobs.answers {
+            self.transport.answer(to, response);
+        }
+        for send in jobs.snapshots {
+            let _ = self.applier.send(ApplierJob::Send(send));
+        }
+        if !jobs.apply.is_empty() {
+            let _ = self.applier.send(ApplierJob::Apply(jobs.apply));
+        }
+        for (sequence, reply) in jobs.replies {
+            self.shared.pending.settle(sequence, Settled::Reply(reply));
+        }
+        if jobs.persist_state {
+            self.persist_state();
+        }
+        *self.shared.status.lock().unwrap_or_else(PoisonError::into_inner) =
+            self.replica.status().clone();
+        if jobs.role_changed {
+            self.publish_status();
+        }
+    }
+
+    fn forward(&mut self, to: NodeId, request: crate::pb::raft::v1::ForwardRequest) {
+        let count = request.proposals.len() + request.reads.len() + request.renewals.len();
+        if self.transport.forward(to, request.clone()) {
+            self.shared.metrics.record_forwards(count);
+        } else {
+            self.shared.offer(Event::NotForwarded { request });
+        }
+    }
+
+    /// Makes the state durable on a thread of its own: neither ticks nor applying wait for it.
+    fn persist_state(&self) {
+        let shared = Arc::clone(&self.shared);
+        let persist = move || {
+            let (index, store) = (shared.feed.head().index, shared.store.load_full());
+            match store.persist() {
+                Ok(()) => {
+                    let _ = shared
+                        .driver
+                        .send(DriverInput::Event(Event::StatePersisted { index }));
+                }
+                Err(error) => shared.fail(format!("the state cannot be made durable: {error}")),
+            }
+        };
+        let thread = std::thread::Builder::new().name("persist".into()).spawn(persist);
+        if let Err(error) = thread {
+            self.shared.fail(format!("no thread can be started: {error}"));
+        }
+    }
+
+    fn publish_status(&self) {
+        let status = self.replica.status();
+        let node = self.shared.directory.node_id.value();
+        let leader = status.leader.map_or(0, NodeId::value);
+        *self.shared.status.lock().unwrap_or_else(PoisonError::into_inner) = status.clone();
+        let before = self.shared.status_changes.borrow().leader_id;
+        self.shared.status_changes.send_replace(self.shared.node_status());
+        self.shared.metrics.set_role(status.role);
+        self.shared.metrics.set_term(status.term);
+        if leader != 0 && leader != before {
+            self.shared.metrics.record_leader_change();
+            let term = status.term.value();
+            if status.role == RoleKind::Leader {
+                tracing::info!(node, term, "leads");
+            } else {
+                tracing::info!(node, term, leader, "follows");
+            }
+        }
+    }
+}
+
+impl Disk {
+    fn handed_over(&mut self, now: Instant) {
+        self.waiting.push_back(now);
+    }
+
+    fn synced(&mut self, batches: u64) {
+        for _ in 0..batches {
+            self.waiting.pop_front();
+        }
+    }
+
+    /// Whether the disk has stalled since the last look, or has come back.
+    fn check(&mut self, now: Instant, timeout: crate::types::Duration) -> Option<bool> {
+        let stalled = self.waiting.front().is_some_and(|since| now.since(*since) >= timeout);
+        let changed = stalled != self.stalled;
+        self.stalled = stalled;
+        if changed {
+            tracing::warn!(stalled, "the log's disk");
+        }
+        changed.then_some(stalled)
+    }
+}

@@ -1,0 +1,286 @@
+//! Brings a node up from its data directory, and down again.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize},
+        mpsc,
+    },
+    thread::JoinHandle,
+};
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use crate::{
+    machine::{Head, Machine, MachineConfig, store::StoreError},
+    node::{
+        Directory, Feed, FeedHead, Handle, Transport, Tuning,
+        applier::{Applier, learn_members},
+        clock::Clock,
+        driver::{Disk, Driver},
+        pending::Pending,
+        replica::{Recovered, Replica, ReplicaConfig, WalJob},
+        shared::{DriverInput, Shared},
+        wal_writer,
+    },
+    observe::Metrics,
+    pb::{cluster::v1::NodeStatus, command::v1::RegisterMember},
+    raft::{Config, HardState, Membership, Restored, RoleKind, Status},
+    storage::{self, DataDir, RecoveredGroup, Wal, WalOptions},
+    types::{GroupId, LogIndex, Term},
+};
+
+/// How many inputs may wait for the driver.
+const DRIVER_QUEUE: usize = 65_536;
+
+/// Why a node cannot start, or could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The data directory.
+    #[error(transparent)]
+    Storage(#[from] storage::Error),
+    /// The state store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The state and the log do not fit together.
+    #[error(
+        "the state reaches up to entry {state}, the log begins after entry {log}: the state was \
+         lost in part; bring the whole data directory back from a copy"
+    )]
+    Gap {
+        /// The state's last entry.
+        state: LogIndex,
+        /// The last entry that the log no longer holds.
+        log: LogIndex,
+    },
+    /// A thread could not be started.
+    #[error("no thread can be started: {0}")]
+    Thread(#[from] std::io::Error),
+    /// The node found that it cannot go on.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+/// What a node is made of.
+#[derive(Debug)]
+pub struct NodeOptions {
+    /// Who the node is and whom it knows.
+    pub directory: Arc<Directory>,
+    /// Its data directory, locked.
+    pub data: DataDir,
+    /// The founding members, where the state holds no membership yet.
+    pub membership: Membership,
+    /// The way to its peers.
+    pub transport: Arc<dyn Transport>,
+    /// Its knobs.
+    pub tuning: Tuning,
+    /// Its metrics.
+    pub metrics: Metrics,
+}
+
+/// A node that runs.
+#[derive(Debug)]
+pub struct Running {
+    handle: Handle,
+    fatal: watch::Receiver<Option<String>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    /// The way into the node.
+    #[must_use]
+    pub const fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Waits until the node cannot go on; for ever while all is well.
+    pub async fn failed(&mut self) -> Error {
+        match self.fatal.wait_for(Option::is_some).await {
+            Ok(words) => Error::Fatal(words.clone().unwrap_or_default()),
+            Err(_) => core::future::pending().await,
+        }
+    }
+
+    /// Stops the node: what waits for the disk is written, calls end as unknown. Blocks for as long
+    /// as the last write takes.
+    pub async fn stop(self) {
+        let shared = Arc::clone(&self.handle.shared);
+        let stop = move || {
+            // A driver that is gone already is stopped.
+            let _ = shared.driver.send(DriverInput::Stop);
+            for thread in self.threads {
+                let _ = thread.join();
+            }
+            if let Err(error) = shared.store.load().persist() {
+                tracing::error!(%error, "the state was not made durable; the log makes up for it");
+            }
+        };
+        // The blocking pool is gone only when the runtime is.
+        let _ = tokio::task::spawn_blocking(stop).await;
+    }
+}
+
+/// Starts a node: opens log and state, and the threads that own them.
+///
+/// # Errors
+/// Where the directory cannot be read, is damaged, or does not fit together.
+pub fn start(options: NodeOptions) -> Result<Running, Error> {
+    let NodeOptions { directory, data, membership, transport, tuning, metrics } = options;
+    let wal_options =
+        WalOptions { segment_bytes: tuning.segment_bytes, ..WalOptions::default() };
+    let (mut wal, mut groups) = data.open_wal(wal_options)?;
+    let recovered = groups.remove(&GroupId::SYSTEM).unwrap_or_default();
+    let config = MachineConfig { retained_revisions: tuning.retained_revisions };
+    let machine = Machine::open(data.open_state()?, config.clone())?;
+    let restored = restore(&mut wal, recovered, machine.head(), membership)?;
+
+    let (driver, inputs) = mpsc::sync_channel(DRIVER_QUEUE);
+    let (applier, applier_jobs) = mpsc::channel();
+    let (wal_jobs, wal_inputs) = mpsc::channel::<Vec<WalJob>>();
+    let head = machine.head();
+    let feed = Feed::new(FeedHead {
+        index: head.index,
+        revision: head.revision,
+        position: head.position,
+        installs: 0,
+    });
+    let shared = Arc::new(Shared {
+        directory,
+        data: Arc::new(data),
+        metrics,
+        feed: Arc::new(feed),
+        pending: Pending::default(),
+        clock: Clock::start(),
+        boot: Uuid::new_v4().as_u64_pair().0,
+        store: ArcSwap::from_pointee(Arc::clone(machine.store())),
+        driver,
+        applier: applier.clone(),
+        sequence: AtomicU64::new(0),
+        open_calls: AtomicUsize::new(0),
+        waiters: AtomicUsize::new(0),
+        draining: AtomicBool::new(false),
+        status: Mutex::new(no_status()),
+        status_changes: watch::Sender::new(NodeStatus::default()),
+        fatal: watch::Sender::new(None),
+        tuning,
+    });
+    let view = shared.view();
+    let (founded, registered) = learn_members(&view, &shared)?;
+    let recovered = Recovered {
+        raft: restored,
+        sessions: view.sessions()?,
+        founded,
+        registered,
+        next_timer: machine.next_timer(),
+    };
+    let replica = Replica::new(replica_config(&shared), recovered, shared.clock.now());
+    let driver = Driver {
+        replica,
+        shared: Arc::clone(&shared),
+        transport: Arc::clone(&transport),
+        wal: wal_jobs,
+        applier,
+        disk: Disk::default(),
+    };
+    let applier = Applier { machine, config, shared: Arc::clone(&shared), transport };
+
+    let id = shared.directory.node_id;
+    let writer = Arc::clone(&shared);
+    let threads = vec![
+        thread(format!("driver-{id}"), move || driver.run(&inputs))?,
+        thread(format!("wal-{id}"), move || wal_writer::run(wal, &wal_inputs, &writer))?,
+        thread(format!("applier-{id}"), move || applier.run(&applier_jobs))?,
+    ];
+    let fatal = shared.fatal.subscribe();
+    Ok(Running { handle: Handle { shared }, fatal, threads })
+}
+
+/// Joins what the log and the state say. A state beyond the log is a snapshot that was installed
+/// just before a crash: the log starts anew behind it.
+fn restore(
+    wal: &mut Wal,
+    recovered: RecoveredGroup,
+    head: &Head,
+    founding: Membership,
+) -> Result<Restored, Error> {
+    let membership =
+        if head.membership.voters.is_empty() { founding } else { head.membership.clone() };
+    let last = recovered.entries.last().map_or(recovered.purged_index, |entry| entry.index);
+    if head.index < recovered.purged_index {
+        return Err(Error::Gap { state: head.index, log: recovered.purged_index });
+    }
+    let mut restored = Restored {
+        hard: recovered.hard,
+        purged_index: recovered.purged_index,
+        purged_term: recovered.purged_term,
+        last_time: recovered.purged_time,
+        entries: recovered.entries,
+        applied: head.index,
+        membership,
+    };
+    if head.index > last {
+        let hard = HardState {
+            term: restored.hard.term.max(head.term),
+            vote: restored.hard.vote.filter(|_| restored.hard.term >= head.term),
+            commit: restored.hard.commit.max(head.index),
+        };
+        restored = Restored {
+            hard,
+            purged_index: head.index,
+            purged_term: head.term,
+            last_time: head.time,
+            entries: Vec::new(),
+            ..restored
+        };
+        wal.purge(GroupId::SYSTEM, head.index, head.term, head.time)?;
+        wal.sync()?;
+    }
+    Ok(restored)
+}
+
+fn replica_config(shared: &Shared) -> ReplicaConfig {
+    let (directory, tuning) = (&shared.directory, &shared.tuning);
+    ReplicaConfig {
+        raft: Config {
+            id: directory.node_id,
+            heartbeat_interval: tuning.heartbeat_interval,
+            election_timeout_min: tuning.election_timeout_min,
+            election_timeout_max: tuning.election_timeout_max,
+            seed: Uuid::new_v4().as_u64_pair().0,
+            ..Config::default()
+        },
+        boot: shared.boot,
+        patience: tuning.leader_patience,
+        retained_log_bytes: tuning.retained_log_bytes,
+        new_cluster_id: Uuid::new_v4().to_string(),
+        member: RegisterMember {
+            node_id: directory.node_id.value(),
+            incarnation: directory.incarnation.to_string(),
+            peer_address: directory.peer_address.clone(),
+            client_address: directory.client_address.clone(),
+        },
+    }
+}
+
+fn no_status() -> Status {
+    Status {
+        role: RoleKind::Follower,
+        term: Term::ZERO,
+        leader: None,
+        leader_ready: false,
+        first: LogIndex::ZERO,
+        last: LogIndex::ZERO,
+        commit: LogIndex::ZERO,
+        applied: LogIndex::ZERO,
+        membership: Membership::default(),
+    }
+}
+
+fn thread(
+    name: String,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, std::io::Error> {
+    std::thread::Builder::new().name(name).spawn(body)
+}

@@ -1,0 +1,62 @@
+//! The thread that owns the log on disk: everything that waits is written and synced at once.
+//!
+//! A write or sync that fails ends the node; it is never tried again (rule 26).
+
+use std::sync::{Arc, mpsc::Receiver};
+
+use crate::{
+    node::{
+        replica::WalJob,
+        shared::{DriverInput, Shared},
+    },
+    raft::{HardMark, LogMark},
+    storage::Wal,
+    types::GroupId,
+};
+
+/// The most batches that one sync covers.
+const BATCHES_PER_SYNC_MAX: u64 = 1_024;
+
+/// Runs until the driver is gone or the disk fails.
+pub(crate) fn run(mut wal: Wal, jobs: &Receiver<Vec<WalJob>>, shared: &Arc<Shared>) {
+    while let Ok(first) = jobs.recv() {
+        if let Err(error) = write_all(&mut wal, first, jobs, shared) {
+            shared.fail(format!("the log cannot be written, this node stops: {error}"));
+            return;
+        }
+    }
+}
+
+fn write_all(
+    wal: &mut Wal,
+    first: Vec<WalJob>,
+    jobs: &Receiver<Vec<WalJob>>,
+    shared: &Arc<Shared>,
+) -> Result<(), crate::storage::Error> {
+    let start = shared.clock.now();
+    let (mut hard, mut log) = (HardMark::default(), LogMark::default());
+    let (mut batches, mut entries) = (0, 0);
+    let mut next = Some(first);
+    while let Some(batch) = next {
+        for job in batch {
+            match job {
+                WalJob::Append(append) => {
+                    hard = hard.max(append.hard_mark);
+                    log = log.max(append.log_mark);
+                    entries += append.entries.len();
+                    wal.append(GroupId::SYSTEM, &append)?;
+                }
+                WalJob::Purge { index, term, time } => {
+                    wal.purge(GroupId::SYSTEM, index, term, time)?;
+                }
+            }
+        }
+        batches += 1;
+        next = if batches < BATCHES_PER_SYNC_MAX { jobs.try_recv().ok() } else { None };
+    }
+    wal.sync()?;
+    shared.metrics.observe_fsync(shared.clock.now().since(start), entries);
+    // The driver is gone only when the node stops; then nobody needs to know.
+    let _ = shared.driver.send(DriverInput::Synced { hard, log, batches });
+    Ok(())
+}
