@@ -1,11 +1,7 @@
 //! The thread that owns the state machine: applies committed entries, completes the calls of this
 //! node and publishes what changed.
 
-use std::sync::{
-    Arc,
-    atomic::Ordering,
-    mpsc::{Receiver, TryRecvError},
-};
+use std::sync::{Arc, mpsc::Receiver};
 
 use tokio::sync::oneshot;
 
@@ -36,6 +32,8 @@ pub(crate) enum ApplierJob {
     Install(Box<Prepared>, oneshot::Sender<Result<(), String>>),
     /// Sends a snapshot of the state.
     Send(SendSnapshot),
+    /// Ends the thread.
+    Stop,
 }
 
 /// The state machine with its surroundings.
@@ -53,16 +51,12 @@ impl Applier {
         while let Some(job) = next.take() {
             let done = match job {
                 ApplierJob::Apply(mut entries) => {
-                    let (then, closed) = gather(&mut entries, jobs);
-                    next = then;
-                    let done = self.apply(&entries);
-                    if closed {
-                        return;
-                    }
-                    done
+                    next = gather(&mut entries, jobs);
+                    self.apply(&entries)
                 }
                 ApplierJob::Install(prepared, reply) => self.install(*prepared, reply),
                 ApplierJob::Send(send) => self.send_snapshot(send),
+                ApplierJob::Stop => return,
             };
             if let Err(error) = done {
                 self.shared.fail(format!("the state cannot be kept, this node stops: {error}"));
@@ -80,7 +74,7 @@ impl Applier {
         self.shared.metrics.record_applied(entries.len());
         let head = applied.head.clone();
         let members = applied.changes.iter().any(|change| change.space == Space::Members);
-        let report = self.complete(applied, |applied| {
+        let mut report = self.complete(applied, |applied| {
             let batch = Published {
                 revision_before: before.revision,
                 revision: head.revision,
@@ -91,7 +85,6 @@ impl Applier {
             };
             self.shared.feed.publish(head.index, batch);
         });
-        let mut report = report;
         if members {
             (report.founded, report.registered) = self.learn_members()?;
         }
@@ -214,17 +207,15 @@ impl Applier {
     }
 }
 
-/// Adds the entries of the jobs that wait already, up to a batch; then what stands after them.
-fn gather(entries: &mut Vec<Entry>, jobs: &Receiver<ApplierJob>) -> (Option<ApplierJob>, bool) {
+/// Adds the entries of the jobs that wait already, up to a batch; returns the job that ends it.
+fn gather(entries: &mut Vec<Entry>, jobs: &Receiver<ApplierJob>) -> Option<ApplierJob> {
     while entries.len() < ENTRIES_PER_BATCH {
-        match jobs.try_recv() {
-            Ok(ApplierJob::Apply(more)) => entries.extend(more),
-            Ok(other) => return (Some(other), false),
-            Err(TryRecvError::Empty) => break,
-            Err(TryRecvError::Disconnected) => return (None, true),
+        match jobs.try_recv().ok()? {
+            ApplierJob::Apply(more) => entries.extend(more),
+            other => return Some(other),
         }
     }
-    (None, false)
+    None
 }
 
 /// Takes over what the state says of cluster and members into directory and identity.
@@ -252,9 +243,4 @@ pub(crate) fn learn_members(view: &View, shared: &Shared) -> Result<(bool, bool)
     let me = members.iter().find(|member| NodeId::new(member.node_id) == directory.node_id);
     let registered = me.is_some_and(|me| me.incarnation == directory.incarnation.to_string());
     Ok((true, registered))
-}
-
-/// Whether the node is draining.
-pub(crate) fn draining(shared: &Shared) -> bool {
-    shared.draining.load(Ordering::Relaxed)
 }

@@ -24,7 +24,7 @@ use crate::{
 
 /// The most events that one turn takes in.
 const EVENTS_PER_TURN_MAX: usize = 1_024;
-/// Kept back from the deadline, so that a wake-up is not just too early.
+/// The longest sleep, well below what the replica takes for a pause of the process.
 const SLEEP_MAX: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// The replica with its surroundings.
@@ -52,6 +52,8 @@ impl Driver {
         self.publish_status();
         loop {
             if !self.receive(inputs, &mut events) {
+                // The writer ends with its queue; the applier's queue has other senders too.
+                let _ = self.applier.send(ApplierJob::Stop);
                 return;
             }
             let (now, wall) = (self.shared.clock.now(), self.shared.clock.wall());

@@ -426,8 +426,7 @@ impl Replica {
     /// counts down is prolonged by the pause. This only ever delays an expiry.
     fn notice_pause(&mut self, now: Instant) {
         let silence = now.since(self.woken_at);
-        let usual = self.config.raft.election_timeout_min;
-        if silence > usual && self.lessor.leading() {
+        if silence > duties::PAUSE_MIN && self.lessor.leading() {
             tracing::warn!(pause_ms = silence.as_millis(), "the process stood still");
             self.lessor.forgive(silence);
         }

@@ -29,7 +29,7 @@ pub(crate) enum DriverInput {
     Event(Event),
     /// The disk has everything of `batches` more batches.
     Synced { hard: HardMark, log: LogMark, batches: u64 },
-    /// A snapshot of the state is being sent, and needs the state as it is.
+    /// Ends the thread.
     Stop,
 }
 

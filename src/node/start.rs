@@ -88,6 +88,13 @@ pub struct Running {
     threads: Vec<JoinHandle<()>>,
 }
 
+impl Drop for Running {
+    /// A node that is dropped without [`Running::stop`] ends as in a crash, nobody waits for it.
+    fn drop(&mut self) {
+        let _ = self.handle.shared.driver.try_send(DriverInput::Stop);
+    }
+}
+
 impl Running {
     /// The way into the node.
     #[must_use]
@@ -105,12 +112,13 @@ impl Running {
 
     /// Stops the node: what waits for the disk is written, calls end as unknown. Blocks for as long
     /// as the last write takes.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         let shared = Arc::clone(&self.handle.shared);
+        let threads = core::mem::take(&mut self.threads);
         let stop = move || {
             // A driver that is gone already is stopped.
             let _ = shared.driver.send(DriverInput::Stop);
-            for thread in self.threads {
+            for thread in threads {
                 let _ = thread.join();
             }
             if let Err(error) = shared.store.load().persist() {

@@ -22,6 +22,8 @@ use crate::{
 pub(super) const PARKED_RENEWAL_INTERVAL: Duration = Duration::from_secs(3);
 /// An entry that moves log time on is proposed again after this, should the first be lost.
 pub(super) const ADVANCE_RETRY: Duration = Duration::from_millis(200);
+/// A silence from here on is a pause of the process. The driver wakes at least twice as often.
+pub(super) const PAUSE_MIN: Duration = Duration::from_secs(1);
 /// Founding and registering are proposed again after this.
 const INTRODUCTION_RETRY: Duration = Duration::from_secs(2);
 /// The most sessions that one entry ends or checkpoints.
