@@ -100,7 +100,6 @@ impl Applier {
         let mut report = AppliedReport {
             index: applied.head.index,
             term: applied.head.term,
-            time: applied.head.time,
             sessions: applied.sessions,
             next_timer: applied.next_timer,
             ..AppliedReport::default()

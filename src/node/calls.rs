@@ -274,7 +274,7 @@ mod tests {
             let late = calls.impatient(now, Duration::from_millis(10));
             late.iter().map(|call| call.sequence).collect::<Vec<_>>()
         };
-        assert_eq!(late(&mut calls, at(4)), []);
+        assert_eq!(late(&mut calls, at(4)), [0; 0]);
         assert_eq!(late(&mut calls, at(5)), [2]);
         assert_eq!(late(&mut calls, at(10)), [1]);
         assert_eq!(calls.len(), 0);

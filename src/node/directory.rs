@@ -115,8 +115,8 @@ impl Directory {
     /// # Errors
     /// A sentence that says what does not fit and what to do.
     pub fn check(&self, identity: Option<&Identity>) -> Result<NodeId, String> {
-        let identity =
-            identity.ok_or("the message carries no identity: only members of the cluster speak here")?;
+        let identity = identity
+            .ok_or("the message carries no identity: only members of the cluster speak here")?;
         let from = NodeId::new(identity.from_node);
         if identity.to_node != self.node_id.value() {
             return Err(format!(

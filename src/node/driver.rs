@@ -142,9 +142,7 @@ impl Driver {
             let (index, store) = (shared.feed.head().index, shared.store.load_full());
             match store.persist() {
                 Ok(()) => {
-                    let _ = shared
-                        .driver
-                        .send(DriverInput::Event(Event::StatePersisted { index }));
+                    let _ = shared.driver.send(DriverInput::Event(Event::StatePersisted { index }));
                 }
                 Err(error) => shared.fail(format!("the state cannot be made durable: {error}")),
             }

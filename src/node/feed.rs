@@ -99,7 +99,11 @@ impl Feed {
         if self.head().revision <= revision {
             return Some(Vec::new());
         }
-        self.after(max, |batch| batch.revision_before <= revision, |batch| batch.revision > revision)
+        self.after(
+            max,
+            |batch| batch.revision_before <= revision,
+            |batch| batch.revision > revision,
+        )
     }
 
     /// The same for positions.
@@ -108,7 +112,11 @@ impl Feed {
         if self.head().position <= position {
             return Some(Vec::new());
         }
-        self.after(max, |batch| batch.position_before <= position, |batch| batch.position > position)
+        self.after(
+            max,
+            |batch| batch.position_before <= position,
+            |batch| batch.position > position,
+        )
     }
 
     fn after(

@@ -39,7 +39,8 @@ impl Handle {
         op: command::Op,
         deadline: Option<Deadline>,
     ) -> Result<Outcome, Refusal> {
-        let open = Open::begin(&self.shared, &self.shared.open_calls, self.shared.tuning.calls_max)?;
+        let open =
+            Open::begin(&self.shared, &self.shared.open_calls, self.shared.tuning.calls_max)?;
         let kind = CallKind::Propose { command: self.encode(open.sequence, op), lock: None };
         match open.call(kind, deadline).await? {
             Settled::Outcome(outcome) => Ok(outcome),
@@ -61,7 +62,9 @@ impl Handle {
         let lock = Some(request.name.clone());
         let command = self.encode(open.sequence, command::Op::Acquire(request));
         match open.call(CallKind::Propose { command, lock }, deadline).await? {
-            Settled::Outcome(Outcome { result: Some(outcome::Result::Acquire(grant)) }) => Ok(grant),
+            Settled::Outcome(Outcome { result: Some(outcome::Result::Acquire(grant)) }) => {
+                Ok(grant)
+            }
             Settled::Outcome(Outcome { result: Some(outcome::Result::Refusal(refusal)) }) => {
                 Err(refusal)
             }
@@ -75,7 +78,8 @@ impl Handle {
     /// # Errors
     /// Where no leader confirms it in time.
     pub async fn read_barrier(&self, deadline: Option<Deadline>) -> Result<(), Refusal> {
-        let open = Open::begin(&self.shared, &self.shared.open_calls, self.shared.tuning.calls_max)?;
+        let open =
+            Open::begin(&self.shared, &self.shared.open_calls, self.shared.tuning.calls_max)?;
         match open.call(CallKind::Read, deadline).await? {
             Settled::Reply(Reply::ReadIndex(index)) => self.wait_applied(index, deadline).await,
             Settled::Reply(reply) => Err(refused(reply)),
@@ -83,7 +87,11 @@ impl Handle {
         }
     }
 
-    async fn wait_applied(&self, index: LogIndex, deadline: Option<Deadline>) -> Result<(), Refusal> {
+    async fn wait_applied(
+        &self,
+        index: LogIndex,
+        deadline: Option<Deadline>,
+    ) -> Result<(), Refusal> {
         if self.shared.feed.head().index >= index {
             return Ok(());
         }
@@ -115,7 +123,8 @@ impl Handle {
         session: SessionId,
         deadline: Option<Deadline>,
     ) -> Result<Duration, Refusal> {
-        let open = Open::begin(&self.shared, &self.shared.open_calls, self.shared.tuning.calls_max)?;
+        let open =
+            Open::begin(&self.shared, &self.shared.open_calls, self.shared.tuning.calls_max)?;
         match open.call(CallKind::Renew { session }, deadline).await? {
             Settled::Reply(Reply::Renewed(ttl)) => Ok(ttl),
             Settled::Reply(reply) => Err(refused(reply)),
@@ -132,7 +141,8 @@ impl Handle {
         target: Option<NodeId>,
         deadline: Option<Deadline>,
     ) -> Result<(NodeId, Term), Refusal> {
-        let open = Open::begin(&self.shared, &self.shared.open_calls, self.shared.tuning.calls_max)?;
+        let open =
+            Open::begin(&self.shared, &self.shared.open_calls, self.shared.tuning.calls_max)?;
         let leader = match open.call(CallKind::Transfer { target }, deadline).await? {
             Settled::Reply(Reply::Transferred(leader)) => leader,
             Settled::Reply(reply) => return Err(refused(reply)),
@@ -201,11 +211,7 @@ struct Open<'a> {
 }
 
 impl<'a> Open<'a> {
-    fn begin(
-        shared: &'a Shared,
-        counter: &'a AtomicUsize,
-        max: usize,
-    ) -> Result<Self, Refusal> {
+    fn begin(shared: &'a Shared, counter: &'a AtomicUsize, max: usize) -> Result<Self, Refusal> {
         if counter.fetch_add(1, Ordering::Relaxed) >= max {
             counter.fetch_sub(1, Ordering::Relaxed);
             return Err(overloaded(max));
@@ -214,7 +220,11 @@ impl<'a> Open<'a> {
         Ok(Self { shared, counter, sequence, settled: false })
     }
 
-    async fn call(mut self, kind: CallKind, deadline: Option<Deadline>) -> Result<Settled, Refusal> {
+    async fn call(
+        mut self,
+        kind: CallKind,
+        deadline: Option<Deadline>,
+    ) -> Result<Settled, Refusal> {
         let receiver = self.shared.pending.open(self.sequence);
         let until = deadline.map_or(Instant::FAR, |at| self.shared.clock.at(at.into_std()));
         let changes = matches!(kind, CallKind::Propose { .. } | CallKind::Transfer { .. });

@@ -61,7 +61,8 @@ fn prepare(shared: &Shared, offer: &SnapshotOffer) -> Result<Prepared, String> {
 }
 
 fn load(store: &dyn Store, offer: &SnapshotOffer) -> Result<Head, String> {
-    let file = File::open(&offer.file).map_err(|error| format!("{}: {error}", offer.file.display()))?;
+    let file =
+        File::open(&offer.file).map_err(|error| format!("{}: {error}", offer.file.display()))?;
     let mut file = BufReader::with_capacity(1 << 20, file);
     let mut loader = SnapshotLoader::new(store);
     let mut chunk = Vec::new();

@@ -20,8 +20,8 @@ use crate::{
         raft::v1::{ForwardRequest, ForwardResponse},
     },
     raft::{
-        Append, Config, Entry, HardMark, Held, Input, LogMark, Membership, Message, Raft, Ready,
-        Restored, RoleKind, SendSnapshot, Status, Ticket,
+        Append, Config, Entry, HardMark, Held, Input, LogMark, LogStart, Membership, Message, Raft,
+        Ready, Restored, RoleKind, SendSnapshot, Status, Ticket,
     },
     types::{Duration, Instant, LogIndex, LogTime, NodeId, SessionId, Term},
 };
@@ -101,7 +101,6 @@ pub(crate) struct Installed {
 pub(crate) struct AppliedReport {
     pub(crate) index: LogIndex,
     pub(crate) term: Term,
-    pub(crate) time: LogTime,
     /// The calls of this process whose outcome was delivered, or would have been.
     pub(crate) completed: Vec<u64>,
     /// Grants that nobody received: the lock's name and the call.
@@ -143,8 +142,8 @@ pub(crate) struct Jobs {
 pub(crate) enum WalJob {
     /// Appends, and what the core wants durable beside it.
     Append(Append),
-    /// The log up to and including this index may go.
-    Purge { index: LogIndex, term: Term, time: LogTime },
+    /// The log up to and including this entry may go.
+    Purge(LogStart),
 }
 
 /// What a replica starts from.
@@ -298,6 +297,7 @@ impl Replica {
             self.keeper.appended(&append);
             jobs.wal.push(WalJob::Append(append));
         }
+        jobs.wal.extend(ready.purged.map(WalJob::Purge));
         jobs.messages.extend(ready.messages);
         for held in ready.held {
             if self.is_durable(&held) {
@@ -339,7 +339,8 @@ impl Replica {
             self.lead_from = Some(self.status.last);
         }
         let (leader, term) = (self.status.leader, self.status.term);
-        self.calls.leader_lost(now, |to, sent_in| sent_in < term || leader.is_some_and(|l| l != to));
+        self.calls
+            .leader_lost(now, |to, sent_in| sent_in < term || leader.is_some_and(|l| l != to));
     }
 
     fn is_durable(&self, held: &Held) -> bool {
@@ -361,7 +362,7 @@ impl Replica {
 
     fn applied(&mut self, now: Instant, report: AppliedReport, jobs: &mut Jobs) {
         self.applied = self.applied.max(report.index);
-        self.keeper.applied(report.index, report.term, report.time);
+        self.keeper.applied(report.index);
         for effect in &report.sessions {
             self.lessor.apply(now, effect);
         }
@@ -402,7 +403,7 @@ impl Replica {
         self.founded |= installed.founded;
         self.registered |= installed.registered;
         self.applied = self.applied.max(installed.index);
-        self.keeper.reset(installed.index, installed.last_term, installed.time);
+        self.keeper.reset(installed.index);
         let received = Input::SnapshotReceived {
             from: installed.from,
             term: installed.term,
@@ -416,9 +417,8 @@ impl Replica {
     }
 
     fn state_persisted(&mut self, now: Instant, index: LogIndex, jobs: &mut Jobs) {
-        if let Some((index, term, time)) = self.keeper.state_persisted(index) {
-            self.step(now, Input::Purge { through: index }, jobs);
-            jobs.wal.push(WalJob::Purge { index, term, time });
+        if let Some(through) = self.keeper.state_persisted(index) {
+            self.step(now, Input::Purge { through }, jobs);
         }
     }
 

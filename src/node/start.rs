@@ -27,7 +27,7 @@ use crate::{
     },
     observe::Metrics,
     pb::{cluster::v1::NodeStatus, command::v1::RegisterMember},
-    raft::{Config, HardState, Membership, Restored, RoleKind, Status},
+    raft::{Append, Config, HardMark, LogMark, LogStart, Membership, Restored, RoleKind, Status},
     storage::{self, DataDir, RecoveredGroup, Wal, WalOptions},
     types::{GroupId, LogIndex, Term},
 };
@@ -136,8 +136,7 @@ impl Running {
 /// Where the directory cannot be read, is damaged, or does not fit together.
 pub fn start(options: NodeOptions) -> Result<Running, Error> {
     let NodeOptions { directory, data, membership, transport, tuning, metrics } = options;
-    let wal_options =
-        WalOptions { segment_bytes: tuning.segment_bytes, ..WalOptions::default() };
+    let wal_options = WalOptions { segment_bytes: tuning.segment_bytes, ..WalOptions::default() };
     let (mut wal, mut groups) = data.open_wal(wal_options)?;
     let recovered = groups.remove(&GroupId::SYSTEM).unwrap_or_default();
     let config = MachineConfig { retained_revisions: tuning.retained_revisions };
@@ -205,8 +204,8 @@ pub fn start(options: NodeOptions) -> Result<Running, Error> {
     Ok(Running { handle: Handle { shared }, fatal, threads })
 }
 
-/// Joins what the log and the state say. A state beyond the log is a snapshot that was installed
-/// just before a crash: the log starts anew behind it.
+/// Joins what the log and the state say. A state beyond the log, or one that the log contradicts,
+/// is a snapshot that was installed just before a crash: the log starts anew behind it.
 fn restore(
     wal: &mut Wal,
     recovered: RecoveredGroup,
@@ -215,37 +214,40 @@ fn restore(
 ) -> Result<Restored, Error> {
     let membership =
         if head.membership.voters.is_empty() { founding } else { head.membership.clone() };
-    let last = recovered.entries.last().map_or(recovered.purged_index, |entry| entry.index);
-    if head.index < recovered.purged_index {
-        return Err(Error::Gap { state: head.index, log: recovered.purged_index });
+    let RecoveredGroup { mut hard, mut start, entries, .. } = recovered;
+    if head.index < start.index {
+        return Err(Error::Gap { state: head.index, log: start.index });
     }
-    let mut restored = Restored {
-        hard: recovered.hard,
-        purged_index: recovered.purged_index,
-        purged_term: recovered.purged_term,
-        last_time: recovered.purged_time,
-        entries: recovered.entries,
-        applied: head.index,
-        membership,
+    let known = match entries.iter().find(|entry| entry.index == head.index) {
+        Some(entry) => entry.term == head.term,
+        None => head.index == start.index,
     };
-    if head.index > last {
-        let hard = HardState {
-            term: restored.hard.term.max(head.term),
-            vote: restored.hard.vote.filter(|_| restored.hard.term >= head.term),
-            commit: restored.hard.commit.max(head.index),
-        };
-        restored = Restored {
+    if !known {
+        start = LogStart { index: head.index, term: head.term, time: head.time };
+        if hard.term < head.term {
+            (hard.term, hard.vote) = (head.term, None);
+        }
+        hard.commit = hard.commit.max(head.index);
+        let reset = Append {
             hard,
-            purged_index: head.index,
-            purged_term: head.term,
-            last_time: head.time,
+            reset_to: Some(start),
+            truncate_from: None,
             entries: Vec::new(),
-            ..restored
+            hard_mark: HardMark { term: hard.term, vote: hard.vote },
+            log_mark: LogMark { leader_term: start.term, index: start.index },
         };
-        wal.purge(GroupId::SYSTEM, head.index, head.term, head.time)?;
+        wal.append(GroupId::SYSTEM, &reset)?;
         wal.sync()?;
     }
-    Ok(restored)
+    Ok(Restored {
+        hard,
+        purged_index: start.index,
+        purged_term: start.term,
+        last_time: start.time,
+        entries,
+        applied: head.index,
+        membership,
+    })
 }
 
 fn replica_config(shared: &Shared) -> ReplicaConfig {

@@ -46,8 +46,8 @@ fn write_all(
                     entries += append.entries.len();
                     wal.append(GroupId::SYSTEM, &append)?;
                 }
-                WalJob::Purge { index, term, time } => {
-                    wal.purge(GroupId::SYSTEM, index, term, time)?;
+                WalJob::Purge(start) => {
+                    wal.purge(GroupId::SYSTEM, start.index, start.term, start.time)?;
                 }
             }
         }

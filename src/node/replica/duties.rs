@@ -15,7 +15,7 @@ use crate::{
         SessionCheckpoint, command,
     },
     raft::{Append, Input, Restored, RoleKind},
-    types::{Duration, Instant, LogIndex, LogTime, Term},
+    types::{Duration, Instant, LogIndex, LogTime},
 };
 
 /// How often a parked waiter's session is renewed; well below the state machine's TTL for it.
@@ -69,10 +69,9 @@ impl Replica {
     fn expire_sessions(&mut self, now: Instant, wall: LogTime, jobs: &mut Jobs) {
         let expired = self.lessor.expire(now, SESSIONS_PER_ENTRY_MAX);
         if !expired.is_empty() {
-            let sessions = expired.into_iter().map(|(session, epoch)| ExpiredSession {
-                session_id: session.value(),
-                epoch,
-            });
+            let sessions = expired
+                .into_iter()
+                .map(|(session, epoch)| ExpiredSession { session_id: session.value(), epoch });
             let op = command::Op::ExpireSessions(ExpireSessions {
                 term: self.status.term.value(),
                 sessions: sessions.collect(),
@@ -124,8 +123,6 @@ const PERSIST_INTERVAL: Duration = Duration::from_secs(30);
 #[derive(Clone, Copy, Debug)]
 struct Chunk {
     index: LogIndex,
-    term: Term,
-    time: LogTime,
     bytes: u64,
 }
 
@@ -163,18 +160,18 @@ impl LogKeeper {
         self.unpersisted_bytes += bytes;
     }
 
-    pub(super) fn applied(&mut self, index: LogIndex, term: Term, time: LogTime) {
+    pub(super) fn applied(&mut self, index: LogIndex) {
         let bytes = core::mem::take(&mut self.open_bytes);
         self.chunk_bytes += bytes;
-        self.chunks.push_back(Chunk { index, term, time, bytes });
+        self.chunks.push_back(Chunk { index, bytes });
     }
 
     /// A snapshot replaced state and log.
-    pub(super) fn reset(&mut self, index: LogIndex, term: Term, time: LogTime) {
+    pub(super) fn reset(&mut self, index: LogIndex) {
         self.chunks.clear();
         self.chunk_bytes = 0;
         self.open_bytes = 0;
-        self.applied(index, term, time);
+        self.applied(index);
     }
 
     pub(super) fn wants_persist(&mut self, now: Instant) -> bool {
@@ -190,7 +187,7 @@ impl LogKeeper {
     }
 
     /// The state is durable up to `index`: where the log may be cut now.
-    pub(super) fn state_persisted(&mut self, index: LogIndex) -> Option<(LogIndex, Term, LogTime)> {
+    pub(super) fn state_persisted(&mut self, index: LogIndex) -> Option<LogIndex> {
         self.persisting = false;
         let mut cut = None;
         while self.chunk_bytes > self.retained_bytes
@@ -199,7 +196,7 @@ impl LogKeeper {
         {
             self.chunks.pop_front();
             self.chunk_bytes -= chunk.bytes;
-            cut = Some((chunk.index, chunk.term, chunk.time));
+            cut = Some(chunk.index);
         }
         cut
     }

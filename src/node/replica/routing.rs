@@ -268,8 +268,8 @@ impl Replica {
                     let words = format!(
                         "session {session} has expired or never was: open another, or acquire anew"
                     );
-                    let refusal = refusal(Reason::SessionNotFound, words)
-                        .with("session_id", session);
+                    let refusal =
+                        refusal(Reason::SessionNotFound, words).with("session_id", session);
                     self.refuse(whose, refusal, jobs);
                 }
             }
