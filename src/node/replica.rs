@@ -6,6 +6,8 @@
 
 mod duties;
 mod routing;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 
