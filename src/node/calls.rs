@@ -214,11 +214,6 @@ impl Calls {
         late.into_iter().filter_map(|sequence| self.finish(sequence)).collect()
     }
 
-    /// How many calls are open.
-    pub(crate) fn len(&self) -> usize {
-        self.calls.len()
-    }
-
     /// When a parked session is to be renewed next.
     pub(crate) fn next_renewal(&self) -> Instant {
         self.parked.first().map_or(Instant::FAR, |&(renew_at, _)| renew_at)
@@ -277,7 +272,7 @@ mod tests {
         assert_eq!(late(&mut calls, at(4)), [0; 0]);
         assert_eq!(late(&mut calls, at(5)), [2]);
         assert_eq!(late(&mut calls, at(10)), [1]);
-        assert_eq!(calls.len(), 0);
+        assert!(calls.calls.is_empty());
     }
 
     #[test]

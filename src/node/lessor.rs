@@ -110,11 +110,6 @@ impl Lessor {
         Some(lease.full_ttl)
     }
 
-    /// Whether a session exists.
-    pub(crate) fn contains(&self, session: SessionId) -> bool {
-        self.leases.contains_key(&session)
-    }
-
     /// The sessions that have run out, with their epochs, at most `max`; each is named again only
     /// if the expiry was not applied within a second.
     pub(crate) fn expire(&mut self, now: Instant, max: usize) -> Vec<(SessionId, u64)> {

@@ -79,8 +79,6 @@ pub(crate) enum Event {
     StatePersisted { index: LogIndex },
     /// The disk makes no progress, or does again.
     DiskStalled(bool),
-    /// Nothing but time went by.
-    Tick,
 }
 
 /// A snapshot that replaced the state.
@@ -228,11 +226,6 @@ impl Replica {
         &self.status
     }
 
-    /// How many calls are open.
-    pub(crate) fn open_calls(&self) -> usize {
-        self.calls.len()
-    }
-
     /// Takes in a batch of events and says what is to be done. `wall` is the wall clock.
     pub(crate) fn handle(
         &mut self,
@@ -249,10 +242,11 @@ impl Replica {
         self.perform_duties(now, wall, jobs);
         self.route_calls(now, wall, jobs);
         self.refuse_impatient(now, jobs);
+        self.status = self.raft.status();
         self.woken_at = now;
     }
 
-    /// When to wake at the latest, with a [`Event::Tick`] if nothing else happens.
+    /// When to wake at the latest, with no event if nothing else happens.
     pub(crate) fn next_deadline(&self, now: Instant, wall: LogTime) -> Instant {
         let mut next = self.raft.next_deadline().min(self.lessor.next_deadline());
         next = next.min(self.calls.next_renewal()).min(self.retry_at);
@@ -287,7 +281,6 @@ impl Replica {
             Event::Applied(report) => self.applied(now, report, jobs),
             Event::StatePersisted { index } => self.state_persisted(now, index, jobs),
             Event::DiskStalled(stalled) => self.step(now, Input::DiskStalled(stalled), jobs),
-            Event::Tick => {}
         }
     }
 

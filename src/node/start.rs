@@ -214,7 +214,12 @@ fn restore(
 ) -> Result<Restored, Error> {
     let membership =
         if head.membership.voters.is_empty() { founding } else { head.membership.clone() };
-    let RecoveredGroup { mut hard, mut start, entries, .. } = recovered;
+    let RecoveredGroup { mut hard, entries, .. } = recovered;
+    let mut start = LogStart {
+        index: recovered.purged_index,
+        term: recovered.purged_term,
+        time: recovered.purged_time,
+    };
     if head.index < start.index {
         return Err(Error::Gap { state: head.index, log: start.index });
     }
