@@ -17,6 +17,9 @@ mod service;
 mod snapshot;
 mod transport;
 
+#[cfg(test)]
+mod tests;
+
 pub use channel::{incoming, server_builder};
 pub use inbox::Inbox;
 pub use service::PeerService;
