@@ -35,6 +35,8 @@ pub(crate) struct Driver {
     pub(crate) wal: Sender<Vec<WalJob>>,
     pub(crate) applier: Sender<ApplierJob>,
     pub(crate) disk: Disk,
+    /// For the next turn.
+    pub(crate) again: Vec<Event>,
 }
 
 /// Watches how long the log's disk takes (rule 21).
@@ -69,7 +71,11 @@ impl Driver {
     /// Waits for events, at most until the replica wants to wake. `false` ends the thread.
     fn receive(&mut self, inputs: &Receiver<DriverInput>, events: &mut Vec<Event>) -> bool {
         let (now, wall) = (self.shared.clock.now(), self.shared.clock.wall());
-        let sleep = self.replica.next_deadline(now, wall).since(now).min(SLEEP_MAX);
+        let mut sleep = self.replica.next_deadline(now, wall).since(now).min(SLEEP_MAX);
+        if !self.again.is_empty() {
+            events.append(&mut self.again);
+            sleep = std::time::Duration::ZERO;
+        }
         let mut next = match inputs.recv_timeout(sleep) {
             Ok(input) => Some(input),
             Err(RecvTimeoutError::Timeout) => None,
@@ -131,7 +137,7 @@ impl Driver {
         if self.transport.forward(to, request.clone()) {
             self.shared.metrics.record_forwards(count);
         } else {
-            self.shared.offer(Event::NotForwarded { request });
+            self.again.push(Event::NotForwarded { request });
         }
     }
 

@@ -255,7 +255,7 @@ impl Drop for Open<'_> {
         self.counter.fetch_sub(1, Ordering::Relaxed);
         if !self.settled {
             self.shared.pending.forget(self.sequence);
-            self.shared.offer(Event::Abandoned { sequence: self.sequence });
+            self.shared.insist(Event::Abandoned { sequence: self.sequence });
         }
     }
 }

@@ -4,7 +4,7 @@ use core::fmt;
 use std::sync::{
     Arc, Mutex, PoisonError,
     atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    mpsc::{Sender, SyncSender},
+    mpsc::{Sender, SyncSender, TrySendError},
 };
 
 use arc_swap::ArcSwap;
@@ -65,6 +65,19 @@ impl Shared {
     /// Hands an event to the driver; `false` where its queue is full or it has stopped.
     pub(crate) fn offer(&self, event: Event) -> bool {
         self.driver.try_send(DriverInput::Event(event)).is_ok()
+    }
+
+    /// Hands over an event that nothing makes up for. Where the queue is full a thread of its own
+    /// waits for room, so that the caller does not.
+    pub(crate) fn insist(&self, event: Event) {
+        if let Err(TrySendError::Full(input)) = self.driver.try_send(DriverInput::Event(event)) {
+            let driver = self.driver.clone();
+            // The driver is gone only when the node stops.
+            let wait = move || drop(driver.send(input));
+            if let Err(error) = std::thread::Builder::new().name("insist".into()).spawn(wait) {
+                self.fail(format!("no thread can be started: {error}"));
+            }
+        }
     }
 
     /// The node cannot go on.

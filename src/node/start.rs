@@ -190,6 +190,7 @@ pub fn start(options: NodeOptions) -> Result<Running, Error> {
         wal: wal_jobs,
         applier,
         disk: Disk::default(),
+        again: Vec::new(),
     };
     let applier = Applier { machine, config, shared: Arc::clone(&shared), transport };
 

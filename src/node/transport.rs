@@ -73,7 +73,8 @@ pub struct SnapshotOffer {
     pub file: PathBuf,
 }
 
-/// The way in. Clonable; each call is a bounded `try_send` unless it says otherwise.
+/// The way in. Clonable; no call waits. Messages are dropped where the queue is full, and Raft
+/// makes up for it; what nothing makes up for is handed over later.
 #[derive(Clone, Debug)]
 pub struct Mailbox {
     pub(crate) shared: Arc<Shared>,
@@ -89,12 +90,12 @@ impl Mailbox {
 
     /// The control connection to a member stands.
     pub fn connected(&self, peer: NodeId) {
-        self.shared.offer(Event::Connected { peer });
+        self.shared.insist(Event::Connected { peer });
     }
 
     /// The control connection to a member broke (not: could not be made).
     pub fn disconnected(&self, peer: NodeId) {
-        self.shared.offer(Event::Disconnected { peer });
+        self.shared.insist(Event::Disconnected { peer });
     }
 
     /// A snapshot that was being sent has ended.
@@ -102,7 +103,7 @@ impl Mailbox {
         if installed.is_some() {
             self.shared.metrics.record_snapshot_sent();
         }
-        self.shared.offer(Event::SnapshotSent { peer, installed });
+        self.shared.insist(Event::SnapshotSent { peer, installed });
     }
 
     /// A snapshot arrived. Waits until it is installed or not needed.
@@ -126,6 +127,6 @@ impl Mailbox {
     /// The stream on which this node passed requests on broke: what was sent and not answered is
     /// unknown.
     pub fn forward_broken(&self, leader: NodeId) {
-        self.shared.offer(Event::ForwardBroken { leader });
+        self.shared.insist(Event::ForwardBroken { leader });
     }
 }

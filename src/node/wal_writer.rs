@@ -25,6 +25,10 @@ pub(crate) fn run(mut wal: Wal, jobs: &Receiver<Vec<WalJob>>, shared: &Arc<Share
             return;
         }
     }
+    // Everything is durable already; this only tells later damage from a torn tail.
+    if let Err(error) = wal.close() {
+        tracing::warn!(%error, "the log was not closed");
+    }
 }
 
 fn write_all(
