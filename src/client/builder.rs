@@ -1,0 +1,181 @@
+//! How a client is made, and the client itself: endpoints, limits and the typed handles.
+//!
+//! Building opens no connection; the first call does. It must therefore happen inside a tokio
+//! runtime, building need not.
+
+use std::sync::Arc;
+
+use crate::{
+    client::{
+        Cluster, Discovery, Error, Events, Kv, Locks, Sessions,
+        pool::{Pool, Slot},
+    },
+    types::Duration,
+};
+
+/// What bounds a unary call, retries included, unless said otherwise.
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
+
+/// How long a stream or a waiting call that was established tries to come back.
+const PATIENCE_DEFAULT: Duration = Duration::from_secs(30);
+
+/// How long one attempt to connect may take: short, so that a dead node costs little.
+const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_millis(400);
+
+/// A client of one cluster. Cheap to clone; clones share their connections.
+#[derive(Clone, Debug)]
+pub struct Client {
+    pub(super) pool: Arc<Pool>,
+    pub(super) timeout: Duration,
+    pub(super) patience: Duration,
+}
+
+impl Client {
+    /// Starts to build a client.
+    #[must_use]
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// The same client, over the same connections, with another bound of its unary calls.
+    #[must_use]
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self { timeout, ..self.clone() }
+    }
+
+    /// What bounds a unary call, retries included.
+    #[must_use]
+    pub const fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// The endpoints that the client was built with, as `host:port`, and those it was led to.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<String> {
+        self.pool.addresses()
+    }
+
+    /// The revisioned keyspace.
+    #[must_use]
+    pub fn kv(&self) -> Kv {
+        Kv::new(self.clone())
+    }
+
+    /// Locks with fencing tokens.
+    #[must_use]
+    pub fn locks(&self) -> Locks {
+        Locks::new(self.clone())
+    }
+
+    /// Services and their instances.
+    #[must_use]
+    pub fn discovery(&self) -> Discovery {
+        Discovery::new(self.clone())
+    }
+
+    /// Event streams.
+    #[must_use]
+    pub fn events(&self) -> Events {
+        Events::new(self.clone())
+    }
+
+    /// Sessions.
+    #[must_use]
+    pub fn sessions(&self) -> Sessions {
+        Sessions::new(self.clone())
+    }
+
+    /// The cluster itself.
+    #[must_use]
+    pub fn cluster(&self) -> Cluster {
+        Cluster::new(self.clone())
+    }
+}
+
+/// Builds a [`Client`].
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Builder {
+    endpoints: Vec<String>,
+    timeout: Duration,
+    patience: Duration,
+    connect_timeout: Duration,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            endpoints: Vec::new(),
+            timeout: TIMEOUT_DEFAULT,
+            patience: PATIENCE_DEFAULT,
+            connect_timeout: CONNECT_TIMEOUT_DEFAULT,
+        }
+    }
+}
+
+impl Builder {
+    /// Adds endpoints: `host:port`, or the same behind `http://`. The first is asked first.
+    pub fn endpoints<I>(mut self, endpoints: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: Into<String>,
+    {
+        self.endpoints.extend(endpoints.into_iter().map(Into::into));
+        self
+    }
+
+    /// Bounds each unary call, retries included. Default 5 s.
+    pub const fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Bounds how long a stream, or a call that waits in line, tries to come back once it was
+    /// established. Default 30 s.
+    pub const fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Bounds one attempt to connect. Default 400 ms.
+    pub const fn connect_timeout(mut self, connect_timeout: Duration) -> Self {
+        self.connect_timeout = connect_timeout;
+        self
+    }
+
+    /// Makes the client. Nothing is connected yet.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT without any endpoint, or when one is not `host:port`.
+    pub fn build(self) -> Result<Client, Error> {
+        if self.endpoints.is_empty() {
+            return Err(Error::invalid("a client needs at least one endpoint"));
+        }
+        let slots = self
+            .endpoints
+            .iter()
+            .map(|endpoint| Slot::parse(endpoint, self.connect_timeout))
+            .collect::<Result<_, _>>()?;
+        let pool = Arc::new(Pool::new(slots, self.connect_timeout));
+        Ok(Client { pool, timeout: self.timeout, patience: self.patience })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_needs_well_formed_endpoints() {
+        let build = |endpoint: &str| Client::builder().endpoints([endpoint]).build();
+        for good in ["127.0.0.1:7401", "localhost:1", "http://node-1:7401", "[::1]:7401"] {
+            assert!(build(good).is_ok(), "{good}");
+        }
+        for bad in ["", "localhost", "7401", "host:port", "https://a:1", "a b:1", "a:99999", ":1"] {
+            let refused = build(bad).expect_err(bad);
+            assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{bad}");
+            assert!(refused.message().contains(bad), "{refused}");
+        }
+        assert!(Client::builder().build().is_err());
+    }
+}

@@ -1,0 +1,245 @@
+//! One unary call: attempts on one endpoint after another until an answer or the limit.
+//!
+//! What was certainly not proposed is always tried again. What may have been is tried again
+//! unless repeating it could do harm. When the limit comes, the error tells the two apart: a call
+//! of which every attempt was turned away is a definite refusal, any other is unknown.
+
+use std::future::Future;
+
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tonic::{Status, transport::Channel};
+use uuid::Uuid;
+
+use crate::{
+    client::{Client, Error},
+    types::{Duration, Rng},
+};
+
+/// The largest answer that is taken.
+pub(crate) const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// The pause after the first failure; it doubles from there.
+const BACKOFF_MIN: Duration = Duration::from_millis(10);
+
+/// The longest pause between two attempts that the client makes of its own accord.
+const BACKOFF_MAX: Duration = Duration::from_millis(250);
+
+/// A waiting call that lived this long was established, and its next outage is a new one.
+const ESTABLISHED_AFTER: Duration = Duration::from_secs(1);
+
+/// What a call does, and so whether it may be repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// It changes nothing.
+    Read,
+    /// It changes something, at most once however often it is sent.
+    Write,
+    /// Sending it twice may do it twice.
+    Once,
+}
+
+/// How long a call may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Limit {
+    /// This long in all.
+    Within(Duration),
+    /// As long as it takes, but not this long without a node that takes it: first, and once it
+    /// was established.
+    Outage { first: Duration, established: Duration },
+}
+
+impl Client {
+    pub(crate) async fn read<Q, R, F>(
+        &self,
+        request: Q,
+        send: impl Fn(Channel, tonic::Request<Q>) -> F,
+    ) -> Result<R, Error>
+    where
+        Q: Clone,
+        F: Future<Output = Result<tonic::Response<R>, Status>>,
+    {
+        self.call(Effect::Read, Limit::Within(self.timeout), request, send).await
+    }
+
+    pub(crate) async fn write<Q, R, F>(
+        &self,
+        request: Q,
+        send: impl Fn(Channel, tonic::Request<Q>) -> F,
+    ) -> Result<R, Error>
+    where
+        Q: Clone,
+        F: Future<Output = Result<tonic::Response<R>, Status>>,
+    {
+        self.call(Effect::Write, Limit::Within(self.timeout), request, send).await
+    }
+
+    pub(crate) async fn call<Q, R, F>(
+        &self,
+        effect: Effect,
+        limit: Limit,
+        request: Q,
+        send: impl Fn(Channel, tonic::Request<Q>) -> F,
+    ) -> Result<R, Error>
+    where
+        Q: Clone,
+        F: Future<Output = Result<tonic::Response<R>, Status>>,
+    {
+        let mut attempts = Attempts::new(self, effect, limit);
+        loop {
+            let (number, channel) = self.pool.current();
+            let mut message = tonic::Request::new(request.clone());
+            if let Some(left) = attempts.left() {
+                message.set_timeout(left);
+            }
+            let started = Instant::now();
+            let answer = match attempts.deadline {
+                None => send(channel, message).await,
+                Some(deadline) => match timeout_at(deadline, send(channel, message)).await {
+                    Ok(answer) => answer,
+                    Err(_) => return Err(attempts.expired()),
+                },
+            };
+            match answer {
+                Ok(answer) => return Ok(answer.into_inner()),
+                Err(status) => attempts.failed(number, started, status.into()).await?,
+            }
+        }
+    }
+}
+
+/// The attempts of one call, or of one opening of a stream.
+#[derive(Debug)]
+pub(crate) struct Attempts<'a> {
+    client: &'a Client,
+    effect: Effect,
+    limit: Limit,
+    pub(crate) deadline: Option<Instant>,
+    outage_since: Option<Instant>,
+    established: bool,
+    unknown: bool,
+    last: Option<Error>,
+    backoff: Backoff,
+}
+
+impl<'a> Attempts<'a> {
+    pub(crate) fn new(client: &'a Client, effect: Effect, limit: Limit) -> Self {
+        let deadline = match limit {
+            Limit::Within(span) => Some(Instant::now() + span),
+            Limit::Outage { .. } => None,
+        };
+        Self {
+            client,
+            effect,
+            limit,
+            deadline,
+            outage_since: None,
+            established: false,
+            unknown: false,
+            last: None,
+            backoff: Backoff::new(),
+        }
+    }
+
+    /// What is left until the deadline.
+    pub(crate) fn left(&self) -> Option<Duration> {
+        self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// Takes note of a failed attempt and waits for the next one.
+    ///
+    /// # Errors
+    /// Where there is to be none.
+    pub(crate) async fn failed(
+        &mut self,
+        number: usize,
+        started: Instant,
+        error: Error,
+    ) -> Result<(), Error> {
+        self.unknown |= error.outcome_unknown();
+        if !error.is_passing() {
+            return Err(error);
+        }
+        if self.effect == Effect::Once && error.outcome_unknown() {
+            return Err(error.into_unknown());
+        }
+        let now = Instant::now();
+        if now - started >= ESTABLISHED_AFTER {
+            self.established = true;
+            self.outage_since = None;
+            self.backoff = Backoff::new();
+        }
+        let pool = &self.client.pool;
+        let led = error.fact("leader_address").is_some_and(|leader| pool.follow(number, leader));
+        if !led {
+            pool.leave(number);
+        }
+        let pause = self.backoff.pause(error.retry_after().filter(|_| !led));
+        self.last = Some(error);
+        let outage_since = *self.outage_since.get_or_insert(now);
+        let give_up_at = match self.limit {
+            Limit::Within(_) => self.deadline.expect("a call within a span has a deadline"),
+            Limit::Outage { first, established } => {
+                outage_since + if self.established { established } else { first }
+            }
+        };
+        if now + pause >= give_up_at {
+            return Err(self.exhausted());
+        }
+        sleep_until(now + pause).await;
+        Ok(())
+    }
+
+    /// The deadline came while an attempt was under way.
+    pub(crate) fn expired(&self) -> Error {
+        let within = match self.limit {
+            Limit::Within(span) | Limit::Outage { first: span, .. } => span,
+        };
+        Error::deadline(within, self.effect != Effect::Read, self.last.as_ref())
+    }
+
+    /// The limit came between two attempts. Where each was turned away nothing has happened.
+    fn exhausted(&mut self) -> Error {
+        if self.unknown && self.effect != Effect::Read {
+            return self.expired();
+        }
+        let last = self.last.take().expect("set before the limit is looked at");
+        last.of_all(&self.client.pool.addresses())
+    }
+}
+
+/// Pauses that double, each shortened at random so that callers do not march in step.
+#[derive(Debug)]
+struct Backoff {
+    next: Duration,
+    rng: Rng,
+}
+
+impl Backoff {
+    fn new() -> Self {
+        Self { next: BACKOFF_MIN, rng: Rng::new(Uuid::new_v4().as_u64_pair().0) }
+    }
+
+    /// The next pause; at least what the answer asked for.
+    fn pause(&mut self, asked: Option<Duration>) -> Duration {
+        let full = self.next;
+        self.next = (full * 2).min(BACKOFF_MAX);
+        let pause = self.rng.between(full / 2, full);
+        asked.map_or(pause, |asked| asked.max(pause))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_their_bound_and_obey_the_answer() {
+        let mut backoff = Backoff::new();
+        let pauses: Vec<_> = (0..10).map(|_| backoff.pause(None)).collect();
+        assert!(pauses[0] >= BACKOFF_MIN / 2 && pauses[0] <= BACKOFF_MIN, "{pauses:?}");
+        assert!(pauses.iter().all(|pause| *pause <= BACKOFF_MAX), "{pauses:?}");
+        assert!(pauses[9] >= BACKOFF_MAX / 2, "{pauses:?}");
+        let asked = Duration::from_secs(1);
+        assert_eq!(backoff.pause(Some(asked)), asked);
+    }
+}

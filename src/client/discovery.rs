@@ -1,0 +1,130 @@
+//! Services and their instances: register, renew, resolve, watch.
+
+use bytes::Bytes;
+use tonic::{Status, Streaming, transport::Channel};
+
+use crate::{
+    client::{
+        Client, Error, Resuming,
+        call::ANSWER_BYTES_MAX,
+        reconcile::{Entry, Reconciling},
+        request::identified,
+        resume::{Outlook, Resume},
+    },
+    pb::discovery::v1::{
+        DeregisterRequest, DeregisterResponse, Instance, InstanceEvent, ListServicesRequest,
+        ListServicesResponse, RegisterRequest, RegisterResponse, RenewRequest, RenewResponse,
+        ResolveRequest, ResolveResponse, WatchRequest, WatchResponse,
+        discovery_service_client::DiscoveryServiceClient, instance_event::Kind,
+    },
+};
+
+/// A watch that tells after a break what changed meanwhile.
+pub type InstanceWatch = Resuming<Reconciling<WatchRequest>>;
+
+/// The services that are registered with a cluster.
+#[derive(Clone, Debug)]
+pub struct Discovery {
+    client: Client,
+}
+
+impl Discovery {
+    pub(super) const fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    /// Registers an instance, or replaces the one with the same id.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT for a malformed instance; DEADLINE_EXCEEDED with an unknown outcome;
+    /// UNAVAILABLE where nothing was proposed.
+    pub async fn register(&self, request: RegisterRequest) -> Result<RegisterResponse, Error> {
+        self.client.write(identified(request), async |c, q| stub(c).register(q).await).await
+    }
+
+    /// Prolongs an instance. Count the answer's `ttl` from before the call.
+    ///
+    /// # Errors
+    /// NOT_FOUND where it is gone.
+    pub async fn renew(&self, request: RenewRequest) -> Result<RenewResponse, Error> {
+        self.client.write(request, async |c, q| stub(c).renew(q).await).await
+    }
+
+    /// Removes an instance.
+    ///
+    /// # Errors
+    /// NOT_FOUND where it is gone.
+    pub async fn deregister(
+        &self,
+        request: DeregisterRequest,
+    ) -> Result<DeregisterResponse, Error> {
+        self.client.write(identified(request), async |c, q| stub(c).deregister(q).await).await
+    }
+
+    /// Returns the instances of a service.
+    ///
+    /// # Errors
+    /// UNAVAILABLE or DEADLINE_EXCEEDED where no node answered.
+    pub async fn resolve(&self, request: ResolveRequest) -> Result<ResolveResponse, Error> {
+        self.client.read(request, async |c, q| stub(c).resolve(q).await).await
+    }
+
+    /// Lists the services that have instances.
+    ///
+    /// # Errors
+    /// As [`Discovery::resolve`].
+    pub async fn list_services(
+        &self,
+        request: ListServicesRequest,
+    ) -> Result<ListServicesResponse, Error> {
+        self.client.read(request, async |c, q| stub(c).list_services(q).await).await
+    }
+
+    /// Streams the instances of a service: first those that are there, then each change. After a
+    /// break, changes that cancelled each other out meanwhile are not told.
+    #[must_use]
+    pub fn watch(&self, request: WatchRequest) -> InstanceWatch {
+        Resuming::new(self.client.clone(), Reconciling::new(request))
+    }
+}
+
+fn stub(channel: Channel) -> DiscoveryServiceClient<Channel> {
+    DiscoveryServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
+}
+
+impl Resume for Reconciling<WatchRequest> {
+    type Response = WatchResponse;
+
+    async fn open(self, channel: Channel) -> Result<Streaming<WatchResponse>, Status> {
+        Ok(stub(channel).watch(self.request).await?.into_inner())
+    }
+
+    fn reopened(&mut self) {
+        self.begin();
+    }
+
+    fn advance(&mut self, response: &mut WatchResponse) -> Outlook {
+        self.reconcile(&mut response.events, response.caught_up, response.revision)
+    }
+}
+
+impl Entry for InstanceEvent {
+    fn name(&self) -> Bytes {
+        let Some(instance) = &self.instance else { return Bytes::new() };
+        format!("{}\0{}", instance.service, instance.instance_id).into()
+    }
+
+    fn identity(&self) -> u64 {
+        self.instance.as_ref().map_or(0, |instance| instance.revision)
+    }
+
+    fn is_gone(&self) -> bool {
+        self.kind() == Kind::Removed
+    }
+
+    fn gone(mut self, revision: u64) -> Self {
+        let Instance { service, instance_id, .. } = self.instance.take().unwrap_or_default();
+        let instance = Some(Instance { service, instance_id, ..Default::default() });
+        Self { kind: Kind::Removed.into(), instance, revision }
+    }
+}

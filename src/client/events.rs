@@ -1,0 +1,179 @@
+//! Event streams: append, read, subscribe.
+
+use tonic::{Status, Streaming, transport::Channel};
+
+use crate::{
+    client::{
+        Client, Error, Resuming,
+        call::ANSWER_BYTES_MAX,
+        request::identified,
+        resume::{Outlook, Resume},
+    },
+    pb::event::v1::{
+        AppendRequest, AppendResponse, ListStreamsRequest, ListStreamsResponse, ReadRequest,
+        ReadResponse, RecordedEvent, SubscribeRequest, SubscribeResponse,
+        event_service_client::EventServiceClient,
+    },
+};
+
+/// A read that goes on after its last event when its connection breaks.
+pub type EventRead = Resuming<ReadRequest>;
+
+/// A subscription that goes on after its last event when its connection breaks.
+pub type EventSubscription = Resuming<SubscribeRequest>;
+
+/// The event streams of a cluster.
+#[derive(Clone, Debug)]
+pub struct Events {
+    client: Client,
+}
+
+impl Events {
+    pub(super) const fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    /// Appends events, all or none.
+    ///
+    /// # Errors
+    /// ABORTED where the stream is not as expected; ALREADY_EXISTS where some of the ids are in it
+    /// already; DEADLINE_EXCEEDED with an unknown outcome; UNAVAILABLE where nothing was proposed.
+    pub async fn append(&self, request: AppendRequest) -> Result<AppendResponse, Error> {
+        self.client.write(identified(request), async |c, q| stub(c).append(q).await).await
+    }
+
+    /// Reads the events that are there. It connects at the first [`Resuming::next`].
+    #[must_use]
+    pub fn read(&self, request: ReadRequest) -> EventRead {
+        Resuming::new(self.client.clone(), request)
+    }
+
+    /// Subscribes: first the events that are there, then each new one. With `from_end` the place
+    /// is fixed before this returns, so that what is appended afterwards is delivered, whatever
+    /// becomes of the connection.
+    ///
+    /// # Errors
+    /// With `from_end` only: where no node answered in time.
+    pub async fn subscribe(
+        &self,
+        mut request: SubscribeRequest,
+    ) -> Result<EventSubscription, Error> {
+        if request.from_end {
+            request.from = self.end_of(&request.stream).await? + 1;
+            request.from_end = false;
+        }
+        Ok(Resuming::new(self.client.clone(), request))
+    }
+
+    /// Lists one page of the streams.
+    ///
+    /// # Errors
+    /// UNAVAILABLE or DEADLINE_EXCEEDED where no node answered.
+    pub async fn list_streams(
+        &self,
+        request: ListStreamsRequest,
+    ) -> Result<ListStreamsResponse, Error> {
+        self.client.read(request, async |c, q| stub(c).list_streams(q).await).await
+    }
+
+    /// The version of a stream's last event, or the position of the last event of all.
+    async fn end_of(&self, stream: &str) -> Result<u64, Error> {
+        let request =
+            ListStreamsRequest { prefix: stream.to_owned(), page_size: 1, ..Default::default() };
+        let answer = self.list_streams(request).await?;
+        if stream.is_empty() {
+            return Ok(answer.last_position);
+        }
+        // A name sorts before every longer one that starts with it.
+        let first = answer.streams.into_iter().next().filter(|found| found.name == stream);
+        Ok(first.map_or(0, |found| found.version))
+    }
+}
+
+fn stub(channel: Channel) -> EventServiceClient<Channel> {
+    EventServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
+}
+
+impl Resume for ReadRequest {
+    type Response = ReadResponse;
+
+    const ENDS: bool = true;
+
+    async fn open(self, channel: Channel) -> Result<Streaming<ReadResponse>, Status> {
+        Ok(stub(channel).read(self).await?.into_inner())
+    }
+
+    fn advance(&mut self, response: &mut ReadResponse) -> Outlook {
+        if let Some(next) = after(&self.stream, &response.events) {
+            self.from = next;
+        }
+        if self.limit > 0 {
+            let delivered = u64::try_from(response.events.len()).unwrap_or(u64::MAX);
+            self.limit = self.limit.saturating_sub(delivered);
+            if self.limit == 0 {
+                return Outlook::Last;
+            }
+        }
+        Outlook::Deliver
+    }
+}
+
+impl Resume for SubscribeRequest {
+    type Response = SubscribeResponse;
+
+    async fn open(self, channel: Channel) -> Result<Streaming<SubscribeResponse>, Status> {
+        Ok(stub(channel).subscribe(self).await?.into_inner())
+    }
+
+    fn advance(&mut self, response: &mut SubscribeResponse) -> Outlook {
+        let passed = (self.stream.is_empty() && response.position > 0)
+            .then(|| response.position + 1)
+            .or_else(|| after(&self.stream, &response.events));
+        if let Some(next) = passed {
+            self.from = self.from.max(next);
+        }
+        Outlook::Deliver
+    }
+}
+
+/// Where to go on behind these events.
+fn after(stream: &str, events: &[RecordedEvent]) -> Option<u64> {
+    let last = events.last()?;
+    Some(1 + if stream.is_empty() { last.position } else { last.version })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(version: u64, position: u64) -> RecordedEvent {
+        RecordedEvent { version, position, ..Default::default() }
+    }
+
+    #[test]
+    fn a_read_goes_on_behind_the_last_event_and_ends_at_its_limit() {
+        let mut read = ReadRequest { stream: "s".to_owned(), limit: 3, ..Default::default() };
+        let mut two = ReadResponse { events: vec![event(1, 10), event(2, 14)] };
+        assert_eq!(read.advance(&mut two), Outlook::Deliver);
+        assert_eq!((read.from, read.limit), (3, 1));
+        let mut third = ReadResponse { events: vec![event(3, 15)] };
+        assert_eq!(read.advance(&mut third), Outlook::Last);
+    }
+
+    #[test]
+    fn a_subscription_to_all_streams_goes_by_position_and_one_to_a_stream_by_version() {
+        let response = SubscribeResponse {
+            events: vec![event(2, 14)],
+            position: 20,
+            ..Default::default()
+        };
+        let mut all = SubscribeRequest::default();
+        all.advance(&mut response.clone());
+        assert_eq!(all.from, 21);
+        let mut one = SubscribeRequest { stream: "s".to_owned(), ..Default::default() };
+        one.advance(&mut response.clone());
+        assert_eq!(one.from, 3);
+        one.advance(&mut SubscribeResponse { caught_up: true, position: 30, ..Default::default() });
+        assert_eq!(one.from, 3, "a marker tells a position, not a version");
+    }
+}

@@ -1,0 +1,149 @@
+//! The revisioned keyspace: reads, writes, transactions and watches.
+
+use bytes::Bytes;
+use tonic::{Status, Streaming, transport::Channel};
+
+use crate::{
+    client::{
+        Client, Error, Resuming,
+        call::ANSWER_BYTES_MAX,
+        request::identified,
+        resume::{Outlook, Resume},
+    },
+    pb::kv::v1::{
+        CompactRequest, CompactResponse, DeleteRangeRequest, DeleteRangeResponse, KeyValue,
+        PutRequest, PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
+        WatchRequest, WatchResponse, kv_service_client::KvServiceClient,
+    },
+};
+
+/// A watch that goes on after its last revision when its connection breaks.
+pub type KvWatch = Resuming<WatchRequest>;
+
+/// The revisioned keyspace of a cluster.
+#[derive(Clone, Debug)]
+pub struct Kv {
+    client: Client,
+}
+
+impl Kv {
+    pub(super) const fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    /// Reads one key; linearizable. An absent key is `None`.
+    ///
+    /// # Errors
+    /// As [`Kv::range`].
+    pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<KeyValue>, Error> {
+        let request = RangeRequest { key: key.into(), ..Default::default() };
+        Ok(self.range(request).await?.kvs.into_iter().next())
+    }
+
+    /// Writes one key and returns the revision of the write.
+    ///
+    /// # Errors
+    /// As [`Kv::put`].
+    pub async fn set(
+        &self,
+        key: impl Into<Bytes>,
+        value: impl Into<Bytes>,
+    ) -> Result<u64, Error> {
+        let request = PutRequest { key: key.into(), value: value.into(), ..Default::default() };
+        Ok(self.put(request).await?.revision)
+    }
+
+    /// Deletes one key and returns whether it was there.
+    ///
+    /// # Errors
+    /// As [`Kv::delete_range`].
+    pub async fn remove(&self, key: impl Into<Bytes>) -> Result<bool, Error> {
+        let request = DeleteRangeRequest { key: key.into(), ..Default::default() };
+        Ok(self.delete_range(request).await?.deleted > 0)
+    }
+
+    /// Reads a key or a range.
+    ///
+    /// # Errors
+    /// OUT_OF_RANGE at a revision that was compacted or lies in the future; DEADLINE_EXCEEDED;
+    /// UNAVAILABLE where no node took the request in time.
+    pub async fn range(&self, request: RangeRequest) -> Result<RangeResponse, Error> {
+        self.client.read(request, async |c, q| stub(c).range(q).await).await
+    }
+
+    /// Writes one key.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION where `require_lock` is not held; NOT_FOUND for a session that is gone;
+    /// DEADLINE_EXCEEDED with an unknown outcome; UNAVAILABLE where nothing was proposed.
+    pub async fn put(&self, request: PutRequest) -> Result<PutResponse, Error> {
+        self.client.write(identified(request), async |c, q| stub(c).put(q).await).await
+    }
+
+    /// Deletes a key or a range.
+    ///
+    /// # Errors
+    /// As [`Kv::put`].
+    pub async fn delete_range(
+        &self,
+        request: DeleteRangeRequest,
+    ) -> Result<DeleteRangeResponse, Error> {
+        self.client.write(identified(request), async |c, q| stub(c).delete_range(q).await).await
+    }
+
+    /// Carries out a transaction.
+    ///
+    /// # Errors
+    /// As [`Kv::put`]; INVALID_ARGUMENT for one that is malformed.
+    pub async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, Error> {
+        self.client.write(identified(request), async |c, q| stub(c).txn(q).await).await
+    }
+
+    /// Discards the history below a revision.
+    ///
+    /// # Errors
+    /// OUT_OF_RANGE for a revision that is compacted already or lies in the future.
+    pub async fn compact(&self, request: CompactRequest) -> Result<CompactResponse, Error> {
+        self.client.write(identified(request), async |c, q| stub(c).compact(q).await).await
+    }
+
+    /// Streams changes. It connects at the first [`Resuming::next`].
+    #[must_use]
+    pub fn watch(&self, request: WatchRequest) -> KvWatch {
+        Resuming::new(self.client.clone(), request)
+    }
+}
+
+fn stub(channel: Channel) -> KvServiceClient<Channel> {
+    KvServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
+}
+
+impl Resume for WatchRequest {
+    type Response = WatchResponse;
+
+    async fn open(self, channel: Channel) -> Result<Streaming<WatchResponse>, Status> {
+        Ok(stub(channel).watch(self).await?.into_inner())
+    }
+
+    fn advance(&mut self, response: &mut WatchResponse) -> Outlook {
+        if response.revision > 0 {
+            self.start_revision = response.revision + 1;
+        }
+        Outlook::Deliver
+    }
+}
+
+/// The end of the range of all keys that start with `prefix`, as the requests want it.
+///
+/// ```
+/// assert_eq!(quorate::client::prefix_end(b"a/").as_ref(), b"a0");
+/// assert_eq!(quorate::client::prefix_end(b"\xff").as_ref(), b"\0", "to the end of all keys");
+/// ```
+#[must_use]
+pub fn prefix_end(prefix: &[u8]) -> Bytes {
+    let kept = prefix.iter().rposition(|byte| *byte < u8::MAX);
+    let Some(last) = kept else { return Bytes::from_static(&[0]) };
+    let mut end = prefix[..=last].to_vec();
+    end[last] += 1;
+    end.into()
+}

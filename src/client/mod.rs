@@ -1,0 +1,44 @@
+//! The client: typed handles over any node of a cluster, with deadlines and safe retries.
+//!
+//! A call goes to any endpoint. What was certainly not proposed is sent again, here or at the
+//! node that the answer names; what may have been proposed is sent again only where a request id
+//! makes that safe, and always with the same id. Streams take themselves up again where they
+//! stood. Balancing, guards and breakers are not part of it; nothing here runs in the background.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), quorate::client::Error> {
+//! use quorate::client::Client;
+//!
+//! let client = Client::builder().endpoints(["127.0.0.1:7401", "127.0.0.1:7402"]).build()?;
+//! client.kv().set("greeting", "hello").await?;
+//! let greeting = client.kv().get("greeting").await?.expect("it was just written");
+//! assert_eq!(greeting.value.as_ref(), b"hello");
+//! # Ok(())
+//! # }
+//! ```
+
+mod builder;
+mod call;
+mod cluster;
+mod discovery;
+mod error;
+mod events;
+mod kv;
+mod locks;
+mod pool;
+mod reconcile;
+mod request;
+mod resume;
+mod sessions;
+#[cfg(test)]
+mod tests;
+
+pub use builder::{Builder, Client};
+pub use cluster::Cluster;
+pub use discovery::{Discovery, InstanceWatch};
+pub use error::Error;
+pub use events::{EventRead, EventSubscription, Events};
+pub use kv::{Kv, KvWatch, prefix_end};
+pub use locks::{LockWatch, Locks};
+pub use resume::Resuming;
+pub use sessions::Sessions;

@@ -1,0 +1,57 @@
+//! Request ids: what makes it safe to send a change again.
+
+use uuid::Uuid;
+
+use crate::pb::{discovery, event, kv, lock, session};
+
+/// A request that carries an id.
+pub(crate) trait Identified {
+    fn request_id_mut(&mut self) -> &mut String;
+}
+
+/// Gives the request a fresh id where it has none. Every attempt then carries the same.
+pub(crate) fn identified<R: Identified>(mut request: R) -> R {
+    let id = request.request_id_mut();
+    if id.is_empty() {
+        *id = Uuid::new_v4().to_string();
+    }
+    request
+}
+
+macro_rules! identified {
+    ($($request:path),+ $(,)?) => {
+        $(impl Identified for $request {
+            fn request_id_mut(&mut self) -> &mut String {
+                &mut self.request_id
+            }
+        })+
+    };
+}
+
+identified!(
+    kv::v1::PutRequest,
+    kv::v1::DeleteRangeRequest,
+    kv::v1::TxnRequest,
+    kv::v1::CompactRequest,
+    lock::v1::AcquireRequest,
+    lock::v1::ReleaseRequest,
+    discovery::v1::RegisterRequest,
+    discovery::v1::DeregisterRequest,
+    event::v1::AppendRequest,
+    session::v1::OpenSessionRequest,
+    session::v1::CloseSessionRequest,
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_id_is_filled_and_a_given_one_kept() {
+        let fresh = identified(kv::v1::PutRequest::default());
+        assert!(Uuid::parse_str(&fresh.request_id).is_ok());
+        let given =
+            identified(kv::v1::PutRequest { request_id: "7:1:0".to_owned(), ..Default::default() });
+        assert_eq!(given.request_id, "7:1:0");
+    }
+}

@@ -1,0 +1,62 @@
+//! Sessions: open, keep alive, close.
+
+use tonic::{Status, transport::Channel};
+
+use crate::{
+    client::{Client, Error, request::identified},
+    pb::session::v1::{
+        CloseSessionRequest, CloseSessionResponse, KeepAliveRequest, KeepAliveResponse,
+        OpenSessionRequest, OpenSessionResponse, session_service_client::SessionServiceClient,
+    },
+};
+
+/// The sessions of a cluster.
+#[derive(Clone, Debug)]
+pub struct Sessions {
+    client: Client,
+}
+
+impl Sessions {
+    pub(super) const fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    /// Opens a session.
+    ///
+    /// # Errors
+    /// DEADLINE_EXCEEDED with an unknown outcome; UNAVAILABLE where nothing was proposed.
+    pub async fn open(&self, request: OpenSessionRequest) -> Result<OpenSessionResponse, Error> {
+        self.client.write(identified(request), async |c, q| stub(c).open_session(q).await).await
+    }
+
+    /// Renews a session once. Count the answer's `ttl` from before the call.
+    ///
+    /// # Errors
+    /// NOT_FOUND where the session is gone.
+    pub async fn keep_alive(&self, session_id: u64) -> Result<KeepAliveResponse, Error> {
+        self.client.write(KeepAliveRequest { session_id }, renew_once).await
+    }
+
+    /// Closes a session and releases what is bound to it.
+    ///
+    /// # Errors
+    /// NOT_FOUND where the session is gone.
+    pub async fn close(&self, request: CloseSessionRequest) -> Result<CloseSessionResponse, Error> {
+        self.client.write(identified(request), async |c, q| stub(c).close_session(q).await).await
+    }
+}
+
+/// One renewal over a stream of its own.
+async fn renew_once(
+    channel: Channel,
+    request: tonic::Request<KeepAliveRequest>,
+) -> Result<tonic::Response<KeepAliveResponse>, Status> {
+    let one = request.map(tokio_stream::once);
+    let mut answers = stub(channel).keep_alive(one).await?.into_inner();
+    let answer = answers.message().await?;
+    answer.map(tonic::Response::new).ok_or_else(|| Status::unavailable("the stream ended"))
+}
+
+fn stub(channel: Channel) -> SessionServiceClient<Channel> {
+    SessionServiceClient::new(channel)
+}
