@@ -1,5 +1,6 @@
 //! Quorate: a coordination and event-streaming server on one Raft log.
 
+pub mod cli;
 pub mod client;
 pub mod lab;
 pub mod machine;

@@ -7,7 +7,7 @@
 use std::future::Future;
 
 use tokio::time::{Instant, sleep_until, timeout_at};
-use tonic::{Status, transport::Channel};
+use tonic::{Code, Status, transport::Channel};
 use uuid::Uuid;
 
 use crate::{
@@ -118,6 +118,7 @@ pub(crate) struct Attempts<'a> {
     established: bool,
     unknown: bool,
     last: Option<Error>,
+    failures: usize,
     backoff: Backoff,
 }
 
@@ -136,6 +137,7 @@ impl<'a> Attempts<'a> {
             established: false,
             unknown: false,
             last: None,
+            failures: 0,
             backoff: Backoff::new(),
         }
     }
@@ -156,6 +158,9 @@ impl<'a> Attempts<'a> {
         error: Error,
     ) -> Result<(), Error> {
         self.unknown |= error.outcome_unknown();
+        if error.code() == Code::DeadlineExceeded {
+            return Err(self.expired());
+        }
         if !error.is_passing() {
             return Err(error);
         }
@@ -173,7 +178,10 @@ impl<'a> Attempts<'a> {
         if !led {
             pool.leave(number);
         }
-        let pause = self.backoff.pause(error.retry_after().filter(|_| !led));
+        // What one node asks for does not bind another: it counts once each was asked.
+        self.failures += 1;
+        let all_asked = self.failures.is_multiple_of(pool.len());
+        let pause = self.backoff.pause(error.retry_after().filter(|_| all_asked && !led));
         self.last = Some(error);
         let outage_since = *self.outage_since.get_or_insert(now);
         let give_up_at = match self.limit {
@@ -219,12 +227,12 @@ impl Backoff {
         Self { next: BACKOFF_MIN, rng: Rng::new(Uuid::new_v4().as_u64_pair().0) }
     }
 
-    /// The next pause; at least what the answer asked for.
+    /// The next pause; at least what the answer asked for, within the client's own bound.
     fn pause(&mut self, asked: Option<Duration>) -> Duration {
         let full = self.next;
         self.next = (full * 2).min(BACKOFF_MAX);
         let pause = self.rng.between(full / 2, full);
-        asked.map_or(pause, |asked| asked.max(pause))
+        asked.map_or(pause, |asked| asked.min(BACKOFF_MAX).max(pause))
     }
 }
 
@@ -239,7 +247,8 @@ mod tests {
         assert!(pauses[0] >= BACKOFF_MIN / 2 && pauses[0] <= BACKOFF_MIN, "{pauses:?}");
         assert!(pauses.iter().all(|pause| *pause <= BACKOFF_MAX), "{pauses:?}");
         assert!(pauses[9] >= BACKOFF_MAX / 2, "{pauses:?}");
-        let asked = Duration::from_secs(1);
-        assert_eq!(backoff.pause(Some(asked)), asked);
+        let asked = Duration::from_millis(100);
+        assert!(Backoff::new().pause(Some(asked)) == asked);
+        assert_eq!(backoff.pause(Some(Duration::from_secs(9))), BACKOFF_MAX);
     }
 }

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, error::Error as _};
 
-use tonic::{Code, ConnectError, Status};
+use tonic::{Code, ConnectError, Status, TimeoutExpired};
 use tonic_types::StatusExt as _;
 
 use crate::types::Duration;
@@ -155,6 +155,9 @@ impl From<Status> for Error {
 
 /// A connection that breaks is UNAVAILABLE to the caller, whatever tonic makes of it.
 fn code(status: &Status) -> Code {
+    if caused_by::<TimeoutExpired>(status) {
+        return Code::DeadlineExceeded;
+    }
     if status.source().is_some() && status.code() != Code::ResourceExhausted {
         return Code::Unavailable;
     }
@@ -164,7 +167,8 @@ fn code(status: &Status) -> Code {
 /// A status with a source was made on this side of the wire: the connection failed.
 fn standing(status: &Status, reason: Option<&str>) -> Standing {
     if status.source().is_some() {
-        return if never_connected(status) { Standing::NotProposed } else { Standing::Unknown };
+        let never_left = caused_by::<ConnectError>(status);
+        return if never_left { Standing::NotProposed } else { Standing::Unknown };
     }
     match (status.code(), reason) {
         (Code::Unavailable, Some(_)) => Standing::NotProposed,
@@ -174,10 +178,10 @@ fn standing(status: &Status, reason: Option<&str>) -> Standing {
     }
 }
 
-fn never_connected(status: &Status) -> bool {
+fn caused_by<E: std::error::Error + 'static>(status: &Status) -> bool {
     let mut cause = status.source();
     while let Some(error) = cause {
-        if error.is::<ConnectError>() {
+        if error.is::<E>() {
             return true;
         }
         cause = error.source();

@@ -162,11 +162,8 @@ mod tests {
 
     #[test]
     fn a_subscription_to_all_streams_goes_by_position_and_one_to_a_stream_by_version() {
-        let response = SubscribeResponse {
-            events: vec![event(2, 14)],
-            position: 20,
-            ..Default::default()
-        };
+        let response =
+            SubscribeResponse { events: vec![event(2, 14)], position: 20, ..Default::default() };
         let mut all = SubscribeRequest::default();
         all.advance(&mut response.clone());
         assert_eq!(all.from, 21);

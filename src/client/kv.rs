@@ -44,11 +44,7 @@ impl Kv {
     ///
     /// # Errors
     /// As [`Kv::put`].
-    pub async fn set(
-        &self,
-        key: impl Into<Bytes>,
-        value: impl Into<Bytes>,
-    ) -> Result<u64, Error> {
+    pub async fn set(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<u64, Error> {
         let request = PutRequest { key: key.into(), value: value.into(), ..Default::default() };
         Ok(self.put(request).await?.revision)
     }

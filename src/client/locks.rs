@@ -51,9 +51,7 @@ impl Locks {
             }
         };
         let request = identified(request);
-        self.client
-            .call(Effect::Write, limit, request, async |c, q| stub(c).acquire(q).await)
-            .await
+        self.client.call(Effect::Write, limit, request, async |c, q| stub(c).acquire(q).await).await
     }
 
     /// Prolongs a held lock. Count the answer's `ttl` from before the call.

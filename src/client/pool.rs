@@ -86,6 +86,10 @@ impl Pool {
         self.read().iter().map(|slot| slot.address.clone()).collect()
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.read().len()
+    }
+
     /// The current endpoint's number and channel.
     pub(crate) fn current(&self) -> (usize, Channel) {
         let slots = self.read();

@@ -102,7 +102,11 @@ mod tests {
         LockEvent { kind: Kind::Granted.into(), lock, revision: token }
     }
 
-    fn told(watch: &mut Reconciling<WatchRequest>, mut events: Vec<LockEvent>, end: bool) -> Vec<(String, Kind)> {
+    fn told(
+        watch: &mut Reconciling<WatchRequest>,
+        mut events: Vec<LockEvent>,
+        end: bool,
+    ) -> Vec<(String, Kind)> {
         watch.reconcile(&mut events, end, 99);
         let name = |event: &LockEvent| event.lock.as_ref().expect("always there").name.clone();
         events.iter().map(|event| (name(event), event.kind())).collect()

@@ -1,0 +1,152 @@
+//! What a command works with: the settings in their order of precedence, the client, the output.
+//!
+//! Flags and `QUORATE_*` variables come first (clap joins those two), then the `--config` file,
+//! then the endpoints that `up` wrote down, then the defaults.
+
+use std::{fs, path::Path};
+
+use serde::{Deserialize, Deserializer, de::Error as _};
+
+use crate::{
+    cli::{Error, Globals, OutputFormat, show::Show},
+    client::Client,
+    server::parse_duration,
+    types::Duration,
+};
+
+/// Where `up` writes its endpoints down, below its default directory.
+const ENDPOINTS_FILE: &str = "quorate-data/endpoints";
+
+/// Where `up` listens unless told otherwise.
+const ENDPOINTS_DEFAULT: [&str; 3] = ["127.0.0.1:7401", "127.0.0.1:7402", "127.0.0.1:7403"];
+
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
+
+/// What a client command works with.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) client: Client,
+    pub(crate) show: Show,
+    pub(crate) endpoints: Vec<String>,
+}
+
+/// The settings of client commands in the `--config` file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct File {
+    endpoints: Option<Vec<String>>,
+    #[serde(deserialize_with = "duration")]
+    timeout: Option<Duration>,
+    output: Option<OutputFormat>,
+}
+
+impl Context {
+    pub(crate) fn new(globals: &Globals) -> Result<Self, Error> {
+        Self::from_layers(globals, Path::new(ENDPOINTS_FILE))
+    }
+
+    fn from_layers(globals: &Globals, written: &Path) -> Result<Self, Error> {
+        let file = globals.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
+        let given = globals.endpoints.clone().or(file.endpoints);
+        let endpoints = match given {
+            Some(endpoints) => listed(endpoints.iter().map(String::as_str)),
+            None => written_down(written)?,
+        };
+        let client = Client::builder()
+            .endpoints(endpoints.clone())
+            .timeout(globals.timeout.or(file.timeout).unwrap_or(TIMEOUT_DEFAULT))
+            .build()
+            .map_err(|error| Error::Usage(error.to_string()))?;
+        let show = Show::new(globals.output.or(file.output).unwrap_or_default());
+        Ok(Self { client, show, endpoints })
+    }
+}
+
+impl File {
+    fn read(path: &Path) -> Result<Self, Error> {
+        let told = |error: &dyn std::fmt::Display| {
+            let first = error.to_string();
+            Error::failed(format!("{}: {}", path.display(), first.trim().replace('\n', "; ")))
+        };
+        let text = fs::read_to_string(path).map_err(|error| told(&error))?;
+        toml::from_str(&text).map_err(|error| told(&error.message()))
+    }
+}
+
+/// The endpoints that `up` wrote down, or the defaults.
+fn written_down(path: &Path) -> Result<Vec<String>, Error> {
+    match fs::read_to_string(path) {
+        Ok(text) => {
+            let endpoints = listed(text.split([',', '\n', ' ']));
+            if endpoints.is_empty() {
+                let what = format!("{} names no endpoints", path.display());
+                return Err(Error::with_hint(what, "remove it, or name them with --endpoints"));
+            }
+            Ok(endpoints)
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Ok(ENDPOINTS_DEFAULT.map(str::to_owned).into())
+        }
+        Err(error) => Err(Error::failed(format!("{}: {error}", path.display()))),
+    }
+}
+
+fn listed<'a>(endpoints: impl Iterator<Item = &'a str>) -> Vec<String> {
+    endpoints.map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
+}
+
+fn duration<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Duration>, D::Error> {
+    parse_duration(&String::deserialize(input)?).map(Some).map_err(D::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn endpoints(globals: &Globals, written: &Path) -> Vec<String> {
+        Context::from_layers(globals, written).expect("valid").endpoints
+    }
+
+    fn write(directory: &Path, name: &str, text: &str) -> PathBuf {
+        let path = directory.join(name);
+        fs::write(&path, text).expect("a temporary directory takes files");
+        path
+    }
+
+    #[test]
+    fn endpoints_come_from_the_flag_then_the_file_then_up_then_the_defaults() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let nowhere = directory.path().join("nowhere");
+        let mut globals = Globals::default();
+        assert_eq!(endpoints(&globals, &nowhere), ENDPOINTS_DEFAULT);
+
+        let written = write(directory.path(), "endpoints", "127.0.0.1:1,127.0.0.1:2\n");
+        assert_eq!(endpoints(&globals, &written), ["127.0.0.1:1", "127.0.0.1:2"]);
+
+        let config = write(directory.path(), "c.toml", "endpoints = [\"c:3\"]\ntimeout = \"9s\"\n");
+        globals.config = Some(config);
+        assert_eq!(endpoints(&globals, &written), ["c:3"]);
+        let context = Context::from_layers(&globals, &written).expect("valid");
+        assert_eq!(context.client.timeout(), Duration::from_secs(9));
+
+        globals.endpoints = Some(vec!["d:4".to_owned()]);
+        assert_eq!(endpoints(&globals, &written), ["d:4"]);
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_file_or_flag_is_named() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let nowhere = directory.path().join("nowhere");
+        let config = Some(write(directory.path(), "c.toml", "endpoint = 1\n"));
+        let globals = Globals { config, ..Default::default() };
+        let error = Context::from_layers(&globals, &nowhere).expect_err("a misspelt name");
+        assert!(error.to_string().contains("endpoint"), "{error}");
+        assert!(!error.to_string().contains('\n'), "{error}");
+
+        let globals = Globals { endpoints: Some(vec!["x".into()]), ..Default::default() };
+        let error = Context::from_layers(&globals, &nowhere).expect_err("no port");
+        assert_eq!(error.exit_code(), 2);
+    }
+}

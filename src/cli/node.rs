@@ -1,0 +1,130 @@
+//! `quorate node`: the flags of one node, as a layer of its settings.
+//!
+//! Which values fit is judged by `server::Config`, not here.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+
+use crate::{
+    cli::Error,
+    server::{self, Config, LogFormat, Settings, parse_duration},
+    types::Duration,
+};
+
+/// Flags of `node`.
+#[derive(Clone, Debug, Args)]
+#[command(
+    after_help = "Example: the first of three nodes of a new cluster\n  quorate node --id 1 --data-dir n1 --listen 127.0.0.1:7401 --peer-listen 127.0.0.1:7411 \\\n    --admin-listen 127.0.0.1:7421 --bootstrap \\\n    --initial-cluster 1=127.0.0.1:7411,2=127.0.0.1:7412,3=127.0.0.1:7413\n\nA --config file has the flags' names with underscores: data_dir = \"n1\"."
+)]
+pub struct NodeArgs {
+    /// The node's id: 1 or more, unique in its cluster, never changed
+    #[arg(long, env = "QUORATE_ID", hide_env_values = true)]
+    id: Option<u64>,
+    /// Where the node keeps everything
+    #[arg(long, value_name = "DIR", env = "QUORATE_DATA_DIR", hide_env_values = true)]
+    data_dir: Option<PathBuf>,
+    /// Where clients connect [default: 127.0.0.1:7401]
+    #[arg(long, value_name = "IP:PORT", env = "QUORATE_LISTEN", hide_env_values = true)]
+    listen: Option<String>,
+    /// Where peers connect [default: 127.0.0.1:7411]
+    #[arg(long, value_name = "IP:PORT", env = "QUORATE_PEER_LISTEN", hide_env_values = true)]
+    peer_listen: Option<String>,
+    /// Where health and metrics are served over HTTP [default: 127.0.0.1:7421]
+    #[arg(long, value_name = "IP:PORT", env = "QUORATE_ADMIN_LISTEN", hide_env_values = true)]
+    admin_listen: Option<String>,
+    /// The address that clients are told [default: the one listened on]
+    #[arg(long, value_name = "HOST:PORT", env = "QUORATE_ADVERTISE", hide_env_values = true)]
+    advertise: Option<String>,
+    /// The address that peers are told [default: from --initial-cluster]
+    #[arg(long, value_name = "HOST:PORT", env = "QUORATE_PEER_ADVERTISE", hide_env_values = true)]
+    peer_advertise: Option<String>,
+    /// Let an empty data directory found the cluster
+    #[arg(long, env = "QUORATE_BOOTSTRAP", hide_env_values = true)]
+    bootstrap: bool,
+    /// The members and their peer addresses
+    #[arg(long, value_name = "ID=HOST:PORT,...", env = "QUORATE_INITIAL_CLUSTER")]
+    #[arg(hide_env_values = true)]
+    initial_cluster: Option<String>,
+    /// Permit to listen beyond loopback, without TLS
+    #[arg(long, env = "QUORATE_INSECURE_LISTEN", hide_env_values = true)]
+    insecure_listen: bool,
+    /// How log lines are written [default: text]
+    #[arg(long, value_name = "FORMAT", env = "QUORATE_LOG_FORMAT", hide_env_values = true)]
+    log_format: Option<LogFormatArg>,
+    /// What is logged: a level, or directives such as info,quorate::raft=debug [default: info]
+    #[arg(long, value_name = "LEVEL", env = "QUORATE_LOG_LEVEL", hide_env_values = true)]
+    log_level: Option<String>,
+    /// How often a leader tells its followers that it lives [default: 50ms]
+    #[arg(long, value_name = "DURATION", env = "QUORATE_HEARTBEAT_INTERVAL")]
+    #[arg(hide_env_values = true, value_parser = parse_duration)]
+    heartbeat_interval: Option<Duration>,
+    /// The shortest silence after which a follower stands for election [default: 300ms]
+    #[arg(long, value_name = "DURATION", env = "QUORATE_ELECTION_TIMEOUT_MIN")]
+    #[arg(hide_env_values = true, value_parser = parse_duration)]
+    election_timeout_min: Option<Duration>,
+    /// The longest such silence [default: 600ms]
+    #[arg(long, value_name = "DURATION", env = "QUORATE_ELECTION_TIMEOUT_MAX")]
+    #[arg(hide_env_values = true, value_parser = parse_duration)]
+    election_timeout_max: Option<Duration>,
+    /// How many bytes of applied log are kept for followers that lag [default: 33554432]
+    #[arg(long, value_name = "BYTES", env = "QUORATE_RETAINED_LOG_BYTES", hide_env_values = true)]
+    retained_log_bytes: Option<u64>,
+    /// Stop when standard input closes; `up` passes it
+    #[arg(long, hide = true)]
+    stop_on_stdin_close: bool,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormatArg {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+impl NodeArgs {
+    /// The configuration: flags and variables over the file over the defaults.
+    pub(crate) fn config(self, file: Option<&Path>) -> Result<Config, Error> {
+        let file = file.map(Settings::read).transpose();
+        let file = file.map_err(|error| {
+            let first = error.to_string().trim().replace('\n', "; ");
+            Error::failed(first)
+        })?;
+        Ok(self.settings().over(file.unwrap_or_default()).over_defaults())
+    }
+
+    pub(crate) async fn run(self, file: Option<&Path>) -> Result<(), Error> {
+        let config = self.config(file)?;
+        server::run(config).await.map_err(|error| match error {
+            server::Error::Config(error) => Error::Usage(error.to_string()),
+            error => Error::failed(error.to_string()),
+        })
+    }
+
+    fn settings(self) -> Settings {
+        Settings {
+            id: self.id,
+            data_dir: self.data_dir,
+            listen: self.listen,
+            peer_listen: self.peer_listen,
+            admin_listen: self.admin_listen,
+            advertise: self.advertise,
+            peer_advertise: self.peer_advertise,
+            bootstrap: self.bootstrap.then_some(true),
+            initial_cluster: self.initial_cluster,
+            insecure_listen: self.insecure_listen.then_some(true),
+            log_format: self.log_format.map(|format| match format {
+                LogFormatArg::Text => LogFormat::Text,
+                LogFormatArg::Json => LogFormat::Json,
+            }),
+            log_level: self.log_level,
+            stop_on_stdin_close: self.stop_on_stdin_close.then_some(true),
+            heartbeat_interval: self.heartbeat_interval,
+            election_timeout_min: self.election_timeout_min,
+            election_timeout_max: self.election_timeout_max,
+            retained_log_bytes: self.retained_log_bytes,
+        }
+    }
+}

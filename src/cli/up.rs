@@ -1,0 +1,55 @@
+//! `quorate up`: the flags of a cluster on this machine; the lab runs it.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::{
+    cli::Error,
+    lab::up::{self, UpOptions},
+};
+
+/// Flags of `up`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  quorate up\n  quorate up --nodes 5 --ephemeral -- --log-level debug"
+)]
+pub struct UpArgs {
+    /// How many nodes
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=9))]
+    nodes: u8,
+    /// Clients get the ports from this + 1 on, peers from + 11, admin HTTP from + 21
+    #[arg(long, default_value_t = 7400, value_name = "PORT")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=65_500))]
+    base_port: u16,
+    /// Where everything is kept
+    #[arg(long, default_value = "./quorate-data", value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Use a fresh temporary directory and remove it at the end
+    #[arg(long, conflicts_with = "data_dir")]
+    ephemeral: bool,
+    /// Further flags of each node
+    #[arg(last = true, value_name = "NODE FLAGS")]
+    node_flags: Vec<String>,
+}
+
+impl UpArgs {
+    pub(crate) async fn run(self) -> Result<(), Error> {
+        let program = std::env::current_exe()
+            .map_err(|error| Error::failed(format!("cannot find this program: {error}")))?;
+        let typed_as = std::env::args().next().unwrap_or_else(|| "quorate".to_owned());
+        let options = UpOptions {
+            nodes: self.nodes,
+            base_port: self.base_port,
+            data_dir: self.data_dir,
+            ephemeral: self.ephemeral,
+            node_flags: self.node_flags,
+            program,
+            typed_as,
+        };
+        up::run(options).await.map_err(|error| Error::Failed {
+            what: error.to_string(),
+            hint: error.hint().map(str::to_owned),
+        })
+    }
+}
