@@ -20,7 +20,7 @@ pub struct UpArgs {
     nodes: u8,
     /// Clients get the ports from this + 1 on, peers from + 11, admin HTTP from + 21
     #[arg(long, default_value_t = 7400, value_name = "PORT")]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..=65_500))]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=65_506))]
     base_port: u16,
     /// Where everything is kept
     #[arg(long, default_value = "./quorate-data", value_name = "DIR")]
@@ -47,9 +47,6 @@ impl UpArgs {
             program,
             typed_as,
         };
-        up::run(options).await.map_err(|error| Error::Failed {
-            what: error.to_string(),
-            hint: error.hint().map(str::to_owned),
-        })
+        up::run(options).await.map_err(|error| Error::failed(error.to_string()))
     }
 }
