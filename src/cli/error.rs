@@ -92,7 +92,6 @@ impl Error {
 }
 
 /// The exit code of a refused call.
-#[expect(clippy::cast_possible_truncation, clippy::as_conversions, reason = "codes are 0 to 16")]
 const fn refused(code: Code) -> u8 {
     64 + code as u8
 }

@@ -32,7 +32,6 @@ pub struct Client {
 
 impl Client {
     /// Starts to build a client.
-    #[must_use]
     pub fn builder() -> Builder {
         Builder::default()
     }

@@ -11,4 +11,4 @@ mod lock;
 mod options;
 mod report;
 
-pub use options::BenchCommand;
+pub(super) use options::BenchCommand;

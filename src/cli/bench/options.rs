@@ -48,7 +48,7 @@ pub enum BenchCommand {
 
 /// What all benchmarks share.
 #[derive(Clone, Debug, Args)]
-pub struct Load {
+pub(super) struct Load {
     /// How many clients send at once
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=CLIENTS_MAX))]
     pub(super) clients: u64,
