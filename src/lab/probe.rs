@@ -25,6 +25,16 @@ pub(crate) async fn readiness(admin: SocketAddr) -> Option<Readiness> {
     serde_json::from_str(body).ok()
 }
 
+/// How several nodes stand, asked at the same time; in the order of the addresses.
+pub(crate) async fn all(admins: impl IntoIterator<Item = SocketAddr>) -> Vec<Option<Readiness>> {
+    let asked: Vec<_> = admins.into_iter().map(|admin| tokio::spawn(readiness(admin))).collect();
+    let mut answers = Vec::with_capacity(asked.len());
+    for answer in asked {
+        answers.push(answer.await.ok().flatten());
+    }
+    answers
+}
+
 async fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");

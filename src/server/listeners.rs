@@ -1,4 +1,4 @@
-//! The gRPC listeners: one for clients, one for peers, each with health and reflection.
+//! The gRPC listeners: one for clients, one for peers.
 //!
 //! Windows are fixed and large, never adaptive: h2 closes a connection over many small unread
 //! frames, and its budget for them is a share of the connection's window.
@@ -7,17 +7,13 @@ use std::net::SocketAddr;
 
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    service::{Routes, RoutesBuilder},
-    transport::{Server, server::TcpIncoming},
-};
-use tonic_health::pb::health_server::HealthServer;
-use tonic_health::server::{HealthReporter, HealthService};
+use tonic::{service::Routes, transport::Server};
+use tonic_health::ServingStatus;
 
 use crate::{
     pb::DESCRIPTORS,
     server::{Error, requests::RequestLayer},
-    services::peer,
+    services::peer::{self, PeerTransport},
     types::Duration,
 };
 
@@ -27,9 +23,8 @@ const STREAMS_PER_CONNECTION_MAX: u32 = 4_096;
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The reflection services themselves are told of as well.
-const REFLECTION_SERVICES: [&str; 2] =
-    ["grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
+/// The service on the peer listener.
+const RAFT_SERVICE: &str = "quorate.raft.v1.RaftService";
 
 /// Binds an address.
 pub(crate) async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
@@ -39,27 +34,24 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr
     Ok((listener, bound))
 }
 
-/// Adds health and reflection to a listener whose own services are `services`, full names.
-pub(crate) fn with_health_and_reflection(
-    builder: &mut RoutesBuilder,
-    reporter: &HealthReporter,
-    services: &[&str],
-) {
-    let health = HealthService::from_health_reporter(reporter.clone());
-    builder.add_service(HealthServer::new(health));
+/// What peers reach, with health and reflection. A peer's health is that its process answers: who
+/// leads is between the members themselves.
+pub(crate) async fn peer_routes(transport: &PeerTransport) -> Routes {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_service_status(RAFT_SERVICE, ServingStatus::Serving).await;
     let reflection = || {
-        let mut reflection = tonic_reflection::server::Builder::configure()
+        tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .with_service_name("grpc.health.v1.Health");
-        for name in services.iter().chain(&REFLECTION_SERVICES) {
-            reflection = reflection.with_service_name(*name);
-        }
-        reflection
+            .with_service_name("grpc.health.v1.Health")
+            .with_service_name(RAFT_SERVICE)
     };
-    let why = "the build script encoded the descriptors";
-    builder.add_service(reflection().build_v1().expect(why));
-    builder.add_service(reflection().build_v1alpha().expect(why));
+    let whole = "the descriptors of our own protos are whole";
+    Routes::new(transport.service())
+        .add_service(health)
+        .add_service(reflection().build_v1().expect(whole))
+        .add_service(reflection().build_v1alpha().expect(whole))
+        .prepare()
 }
 
 /// Serves clients until `stop`, then until the last connection is done.
@@ -76,11 +68,10 @@ pub(crate) fn serve_clients(
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .layer(layer);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     tokio::spawn(async move {
         let served = server
             .add_routes(routes)
-            .serve_with_incoming_shutdown(incoming, stop.cancelled())
+            .serve_with_incoming_shutdown(peer::incoming(listener), stop.cancelled_owned())
             .await;
         if let Err(error) = served {
             tracing::error!(%error, "the client listener ended");
@@ -95,11 +86,10 @@ pub(crate) fn serve_peers(
     stop: CancellationToken,
 ) -> JoinHandle<()> {
     let mut server = peer::server_builder().max_concurrent_streams(STREAMS_PER_CONNECTION_MAX);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     tokio::spawn(async move {
         let served = server
             .add_routes(routes)
-            .serve_with_incoming_shutdown(incoming, stop.cancelled())
+            .serve_with_incoming_shutdown(peer::incoming(listener), stop.cancelled_owned())
             .await;
         if let Err(error) = served {
             tracing::error!(%error, "the peer listener ended");

@@ -7,7 +7,6 @@ mod addresses;
 mod admin;
 mod config;
 mod error;
-mod health;
 mod listeners;
 mod registration;
 mod requests;

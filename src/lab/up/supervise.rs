@@ -235,8 +235,8 @@ async fn elected(specs: &[NodeSpec], progress: &mut Progress) -> u64 {
     loop {
         ticks.tick().await;
         let (mut ready, mut leader) = (0, None);
-        for spec in specs {
-            let Some(readiness) = probe::readiness(spec.addresses.admin).await else { continue };
+        let answers = probe::all(specs.iter().map(|spec| spec.addresses.admin)).await;
+        for readiness in answers.into_iter().flatten() {
             ready += usize::from(readiness.ready);
             leader = leader.or(readiness.leads.then_some(readiness.node_id));
         }
