@@ -12,5 +12,6 @@ pub mod server;
 pub mod services;
 pub mod storage;
 pub mod streaming;
+pub mod testing;
 pub mod types;
 pub mod wire;

@@ -15,7 +15,7 @@ use std::{
 use rustix::process::{Pid, Signal};
 use tokio::process::{Child, ChildStdin, Command};
 
-use crate::server::Addresses;
+use crate::{server::Addresses, types::Duration};
 
 /// The log's name in a node's directory.
 pub(crate) const LOG_FILE: &str = "node.log";
@@ -126,7 +126,24 @@ impl NodeProcess {
             let _gone = rustix::process::kill_process_group(self.pid, signal);
         }
     }
+
+    /// Kills it and waits, without a runtime, until it is gone and holds no file any more.
+    pub(crate) fn kill_and_reap(&mut self) {
+        self.signal(Signal::KILL);
+        let mut left = REAP_LIMIT;
+        while matches!(self.child.try_wait(), Ok(None)) && !left.is_zero() {
+            #[expect(clippy::disallowed_methods, reason = "a drop has no runtime to wait on")]
+            std::thread::sleep(REAP_INTERVAL);
+            left = left.saturating_sub(REAP_INTERVAL);
+        }
+    }
 }
+
+/// How long a killed process may take to be gone.
+const REAP_LIMIT: Duration = Duration::from_secs(5);
+
+/// How often it is looked at meanwhile.
+const REAP_INTERVAL: Duration = Duration::from_millis(2);
 
 /// A word as a shell reads it back unchanged.
 fn shell_word(word: &str) -> String {

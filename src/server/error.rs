@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::server::ConfigError;
+use crate::{node, server::ConfigError, storage};
 
 /// Why a node could not start or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +19,18 @@ pub enum Error {
         /// What the system says.
         why: std::io::Error,
     },
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    Storage(#[from] storage::Error),
+    /// The node cannot start, or could not go on.
+    #[error(transparent)]
+    Node(#[from] node::Error),
+    /// The cluster refuses this node: its disk was wiped, or it belongs elsewhere.
+    #[error("the cluster refuses this node: {0}")]
+    Refused(String),
+    /// The start was broken off.
+    #[error("the start was broken off: {0}")]
+    Start(String),
     /// A file or the process's surroundings failed.
     #[error("{what}: {why}")]
     Io {

@@ -5,27 +5,23 @@
 
 mod addresses;
 mod admin;
+mod assemble;
 mod config;
+mod drain;
 mod error;
 mod listeners;
 mod registration;
 mod requests;
+mod run;
 mod settings;
 mod signals;
 pub mod telemetry;
 
 pub use addresses::Addresses;
 pub use admin::Readiness;
+pub use assemble::Server;
 pub use config::{Config, ConfigError, LogFormat, ValidConfig};
+pub use drain::Scope;
 pub use error::Error;
+pub use run::run;
 pub use settings::{Settings, parse_duration};
-
-/// Runs a node until it is told to stop or fails.
-///
-/// # Errors
-/// Where it cannot start, and where its disk fails while it runs.
-pub async fn run(config: Config) -> Result<(), Error> {
-    let _config = config.validate()?;
-    tokio::task::yield_now().await;
-    Ok(())
-}

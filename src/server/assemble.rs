@@ -1,0 +1,233 @@
+//! A node put together: data directory, members, node, transport, listeners.
+//!
+//! Everything that can be refused is refused before the node takes part in anything: addresses are
+//! bound and the data directory is locked first.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use crate::{
+    node::{self, Directory, Handle, NodeOptions, Peer, Running, Tuning},
+    observe::Metrics,
+    raft::Membership,
+    server::{
+        Addresses, Error, ValidConfig,
+        admin::{self, Health},
+        listeners,
+        registration::Registration,
+        requests::{Ending, RequestLayer},
+    },
+    services::{
+        self, Limits,
+        peer::{PeerOptions, PeerTransport},
+    },
+    storage::{Bootstrap, DataDir},
+};
+
+/// A node that runs and serves. Dropping it without [`Server::stop`] ends it as a crash would.
+#[derive(Debug)]
+pub struct Server {
+    pub(super) addresses: Addresses,
+    pub(super) running: Running,
+    pub(super) transport: Arc<PeerTransport>,
+    pub(super) health: Health,
+    pub(super) registration: Registration,
+    /// Ends requests that could go on.
+    pub(super) ending: Ending,
+    /// Cancelled first: the node is not to be found any more.
+    pub(super) leaving: CancellationToken,
+    /// Cancelled next: the client listener takes no more connections.
+    pub(super) closing: CancellationToken,
+    /// Cancelled last: the peer listener and the admin pages end.
+    pub(super) ended: CancellationToken,
+    pub(super) clients: AbortOnDropHandle<()>,
+    pub(super) peers: AbortOnDropHandle<()>,
+    _tasks: Vec<AbortOnDropHandle<()>>,
+}
+
+/// The sockets, bound before anything else is touched.
+struct Bound {
+    client: TcpListener,
+    peer: TcpListener,
+    admin: TcpListener,
+    addresses: Addresses,
+}
+
+impl Server {
+    /// Starts a node. It serves when this returns; whether it is ready says its `/readyz`.
+    ///
+    /// # Errors
+    /// Where an address is taken, or the data directory is in use, foreign or damaged.
+    pub async fn start(config: ValidConfig) -> Result<Self, Error> {
+        let bound = bind(&config).await?;
+        let addresses = bound.addresses;
+        let metrics = Metrics::new();
+        let opening = (config.clone(), metrics.clone());
+        // Recovery reads the whole log, which may take long.
+        let opened = tokio::task::spawn_blocking(move || open(&opening.0, addresses, opening.1));
+        let (running, transport) =
+            opened.await.map_err(|error| Error::Start(error.to_string()))??;
+        let handle = running.handle().clone();
+        transport.start(&handle);
+        addresses.write(&config.data_dir).map_err(|why| Error::Io {
+            what: format!("{}: the addresses cannot be written", config.data_dir.display()),
+            why,
+        })?;
+        tracing::info!(
+            node = %config.id, client = %addresses.client, peer = %addresses.peer,
+            admin = %addresses.admin, "serving"
+        );
+        Ok(Self::serve(bound, running, transport, metrics).await)
+    }
+
+    async fn serve(
+        bound: Bound,
+        running: Running,
+        transport: Arc<PeerTransport>,
+        metrics: Metrics,
+    ) -> Self {
+        let handle = running.handle().clone();
+        let (leaving, closing, ended) =
+            (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let ending = Ending::default();
+
+        let side = services::client_side(
+            handle.clone(),
+            Arc::clone(&transport),
+            ending.streams.clone(),
+            Limits::default(),
+        );
+        let layer = RequestLayer::new(metrics.clone(), ending.clone());
+        let clients = listeners::serve_clients(bound.client, side.routes, layer, closing.clone());
+        let peer_routes = listeners::peer_routes(&transport).await;
+        let peers = listeners::serve_peers(bound.peer, peer_routes, ended.clone());
+
+        let health = Health::new(handle.clone(), metrics);
+        let pages = axum::serve(bound.admin, admin::router(health.clone()))
+            .with_graceful_shutdown(ended.clone().cancelled_owned());
+        let registration = registration(&handle, bound.addresses);
+        let tasks = vec![
+            tokio::spawn(side.health.follow(handle.watch_status(), leaving.clone())),
+            tokio::spawn(registration.clone().keep(leaving.clone())),
+            tokio::spawn(async move {
+                if let Err(error) = pages.await {
+                    tracing::error!(%error, "the admin listener ended");
+                }
+            }),
+        ];
+        Self {
+            addresses: bound.addresses,
+            running,
+            transport,
+            health,
+            registration,
+            ending,
+            leaving,
+            closing,
+            ended,
+            clients: AbortOnDropHandle::new(clients),
+            peers: AbortOnDropHandle::new(peers),
+            _tasks: tasks.into_iter().map(AbortOnDropHandle::new).collect(),
+        }
+    }
+
+    /// The addresses that it is bound to.
+    #[must_use]
+    pub const fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// The way into the node.
+    #[must_use]
+    pub const fn handle(&self) -> &Handle {
+        self.running.handle()
+    }
+
+    /// Waits until the node cannot go on: its disk failed, or its cluster refuses it. For ever while
+    /// all is well.
+    pub async fn failed(&mut self) -> Error {
+        tokio::select! {
+            error = self.running.failed() => Error::Node(error),
+            words = self.transport.refused() => Error::Refused(words),
+        }
+    }
+}
+
+async fn bind(config: &ValidConfig) -> Result<Bound, Error> {
+    let (client, client_address) = listeners::bind(config.listen).await?;
+    let (peer, peer_address) = listeners::bind(config.peer_listen).await?;
+    let (admin, admin_address) = listeners::bind(config.admin_listen).await?;
+    let addresses =
+        Addresses { client: client_address, peer: peer_address, admin: admin_address };
+    Ok(Bound { client, peer, admin, addresses })
+}
+
+/// Takes the data directory and starts the node over it. Blocks.
+fn open(
+    config: &ValidConfig,
+    addresses: Addresses,
+    metrics: Metrics,
+) -> Result<(Running, Arc<PeerTransport>), Error> {
+    let bootstrap = if config.bootstrap { Bootstrap::Yes } else { Bootstrap::No };
+    let data = DataDir::open(&config.data_dir, config.id, bootstrap)?;
+    let directory = Arc::new(directory(config, &data, addresses));
+    let options = PeerOptions { incoming_dir: data.incoming_path() };
+    let transport = PeerTransport::new(Arc::clone(&directory), options);
+    let running = node::start(NodeOptions {
+        directory,
+        data,
+        membership: Membership::of(config.initial_cluster.keys().copied()),
+        transport: Arc::clone(&transport) as _,
+        tuning: Tuning {
+            heartbeat_interval: config.heartbeat_interval,
+            election_timeout_min: config.election_timeout_min,
+            election_timeout_max: config.election_timeout_max,
+            retained_log_bytes: config.retained_log_bytes,
+            ..Tuning::default()
+        },
+        metrics,
+    })?;
+    Ok((running, transport))
+}
+
+/// Who this node is and whom it knows at its start.
+fn directory(config: &ValidConfig, data: &DataDir, addresses: Addresses) -> Directory {
+    let identity = data.identity();
+    let told = |said: &Option<String>, bound: std::net::SocketAddr| {
+        said.clone().unwrap_or_else(|| bound.to_string())
+    };
+    let client_address = told(&config.advertise, addresses.client);
+    let peer_address = told(&config.peer_advertise, addresses.peer);
+    let mut peers: BTreeMap<_, _> = config
+        .initial_cluster
+        .iter()
+        .map(|(id, address)| (*id, Peer { peer_address: address.clone(), ..Peer::default() }))
+        .collect();
+    let own = Peer {
+        peer_address: peer_address.clone(),
+        client_address: client_address.clone(),
+        incarnation: Some(identity.incarnation),
+    };
+    peers.insert(config.id, own);
+    Directory::new(
+        config.id,
+        identity.incarnation,
+        client_address,
+        peer_address,
+        identity.cluster_id,
+        peers,
+    )
+}
+
+fn registration(handle: &Handle, addresses: Addresses) -> Registration {
+    let directory = handle.directory();
+    let metadata = [
+        ("peer_address", directory.peer_address.clone()),
+        ("admin_address", addresses.admin.to_string()),
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+    ];
+    let metadata = metadata.map(|(key, value)| (key.to_owned(), value));
+    Registration::new(handle.clone(), directory.client_address.clone(), metadata.into())
+}
