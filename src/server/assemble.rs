@@ -159,8 +159,7 @@ async fn bind(config: &ValidConfig) -> Result<Bound, Error> {
     let (client, client_address) = listeners::bind(config.listen).await?;
     let (peer, peer_address) = listeners::bind(config.peer_listen).await?;
     let (admin, admin_address) = listeners::bind(config.admin_listen).await?;
-    let addresses =
-        Addresses { client: client_address, peer: peer_address, admin: admin_address };
+    let addresses = Addresses { client: client_address, peer: peer_address, admin: admin_address };
     Ok(Bound { client, peer, admin, addresses })
 }
 

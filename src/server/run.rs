@@ -6,7 +6,6 @@ use crate::server::{
     telemetry,
 };
 
-
 /// Runs a node until it is told to stop or fails. SIGTERM and SIGINT drain it; a second one ends
 /// the process at once, as does a drain that takes too long.
 ///

@@ -94,8 +94,7 @@ impl Cluster {
             let spec = NodeSpec { id, dir, addresses, members, bootstrap: true, flags };
             (id, Member { spec, state: State::Down })
         });
-        let mut cluster =
-            Self { nodes: nodes.collect(), dir, program: builder.program, settings };
+        let mut cluster = Self { nodes: nodes.collect(), dir, program: builder.program, settings };
         for id in cluster.ids() {
             cluster.restart(id).await;
         }

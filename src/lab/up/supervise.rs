@@ -183,8 +183,10 @@ impl Supervisor {
             for (spec, _) in self.nodes.iter_mut().filter(|(spec, _)| spec.id == id) {
                 // It must not found a second cluster should its data be lost.
                 spec.bootstrap = false;
+                let ended = matches!(&how, Ok(status) if status.success());
+                let what = if ended { "stopped" } else { "died" };
                 say(format_args!(
-                    "node {id} died ({}); its log: {}\nto restart it:\n  {}",
+                    "node {id} {what} ({}); its log: {}\nto restart it:\n  {}",
                     told(&how),
                     spec.log().display(),
                     spec.shell_command(&options.typed_as)
