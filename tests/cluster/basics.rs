@@ -1,6 +1,7 @@
 //! A cluster elects, replicates, answers on every node and says how it stands.
 
 use quorate::{client::Client, pb::cluster::v1::StatusRequest, testing::Cluster};
+use tonic::transport::Endpoint;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -141,8 +142,8 @@ async fn both_listeners_answer_for_their_health() {
         (cluster.peer_address(1).to_string(), "quorate.raft.v1.RaftService"),
     ];
     for (address, service) in cases {
-        let connected = HealthClient::connect(format!("http://{address}")).await;
-        let mut health = connected.expect("it listens");
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("well formed");
+        let mut health = HealthClient::new(endpoint.connect().await.expect("it listens"));
         for name in [service, ""] {
             let request = HealthCheckRequest { service: name.to_owned() };
             let answer = health.check(request).await.expect("it is known").into_inner();
