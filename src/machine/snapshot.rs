@@ -22,7 +22,7 @@ const MAGIC: &[u8; 8] = b"QRSNAP\r\n";
 const VERSION: u32 = 1;
 
 /// The largest chunk, in bytes.
-pub const CHUNK_BYTES_MAX: usize = 256 << 10;
+pub(crate) const CHUNK_BYTES_MAX: usize = 256 << 10;
 
 /// The largest key and value that a row may claim; far above what the machine writes, far below
 /// what a broken length would ask for.
@@ -62,7 +62,7 @@ pub struct SnapshotWriter {
     /// Where the next row starts; `None` when all are written.
     next: Option<Vec<u8>>,
     rows: u64,
-    failed: bool,
+    ended: bool,
 }
 
 impl core::fmt::Debug for SnapshotWriter {
@@ -78,7 +78,7 @@ impl SnapshotWriter {
         let mut buffer = BytesMut::with_capacity(2 * CHUNK_BYTES_MAX);
         buffer.put_slice(MAGIC);
         buffer.put_u32(VERSION);
-        Self { reader, hash: Xxh3::new(), buffer, next: Some(Vec::new()), rows: 0, failed: false }
+        Self { reader, hash: Xxh3::new(), buffer, next: Some(Vec::new()), rows: 0, ended: false }
     }
 
     /// Reads on until a chunk is full or the rows end. Each call scans anew, since a scan cannot
@@ -117,13 +117,13 @@ impl Iterator for SnapshotWriter {
     type Item = Result<Bytes, StoreError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.failed {
+        if self.ended {
             return None;
         }
         while self.buffer.len() < CHUNK_BYTES_MAX {
             let Some(start) = self.next.take() else { break };
             if let Err(error) = self.fill(&start) {
-                self.failed = true;
+                self.ended = true;
                 return Some(Err(error));
             }
         }
@@ -131,7 +131,7 @@ impl Iterator for SnapshotWriter {
             return Some(Ok(self.chunk()));
         }
         // The trailer is a chunk of its own, behind the last row's.
-        self.failed = true;
+        self.ended = true;
         let mut trailer = BytesMut::new();
         trailer.put_u8(TRAILER);
         trailer.put_u64(self.rows);

@@ -6,7 +6,6 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use prost::Message as _;
 
 use crate::{
     machine::{

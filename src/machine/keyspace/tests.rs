@@ -4,6 +4,7 @@ use crate::{
     machine::{
         ChangeKind, Space, View,
         testing::{Harness, delete, put, range},
+        validate::WRITES_MAX,
     },
     pb::{
         command::v1::{Reason, command::Op, outcome::Result::DeleteRange},
@@ -205,4 +206,35 @@ fn what_cannot_be_read_changes_nothing() {
     assert_eq!(refusal.reason(), Reason::InvalidArgument);
     assert_eq!(one(&harness, "a", 0).unwrap().value, "1");
     assert_eq!(harness.index().value(), 3);
+}
+
+#[test]
+fn a_result_that_is_too_large_takes_the_command_back() {
+    let mut harness = Harness::new();
+    for key in ["a", "b", "c"] {
+        harness.put(key, &"x".repeat(1 << 20));
+    }
+    let before = harness.state();
+    let request = DeleteRangeRequest {
+        key: "a".into(),
+        range_end: "\0".into(),
+        prev_kv: true,
+        ..DeleteRangeRequest::default()
+    };
+    assert_eq!(harness.refused(Op::DeleteRange(request.clone())).reason(), Reason::TooLarge);
+    assert_eq!(harness.state(), before);
+    let request = DeleteRangeRequest { prev_kv: false, ..request };
+    harness.outcome(Op::DeleteRange(request));
+    assert_eq!(read(&harness.view(), &range("a", "\0", 0)).count, 0);
+}
+
+#[test]
+fn one_deletion_deletes_no_more_than_its_limit() {
+    let mut harness = Harness::new();
+    for key in 0..=WRITES_MAX {
+        harness.put(&format!("{key:05}"), "");
+    }
+    assert_eq!(harness.refused(delete("0", "\0")).reason(), Reason::TooLarge);
+    harness.outcome(delete("00001", "\0"));
+    assert_eq!(read(&harness.view(), &range("\0", "\0", 0)).count, 1);
 }

@@ -35,7 +35,7 @@ struct Model {
 enum Step {
     Put(Bytes, Bytes),
     Delete(Bytes, Bytes),
-    Txn { expect: (Bytes, u64), success: Vec<Step>, failure: Vec<Step> },
+    Txn { expect: (Bytes, u64), success: Vec<Self>, failure: Vec<Self> },
     Compact(u64),
 }
 

@@ -77,7 +77,7 @@ fn every_flipped_bit_and_every_cut_is_noticed() {
         let mut damaged = bytes.clone();
         damaged[at] ^= 1 << (at % 8);
         assert!(load(&damaged, usize::MAX).is_err(), "byte {at}");
-        assert!(load(&bytes[..at], usize::MAX.min(at.max(1))).is_err(), "cut at {at}");
+        assert!(load(&bytes[..at], at.max(1)).is_err(), "cut at {at}");
     }
     let longer = [&bytes[..], b"x"].concat();
     assert!(matches!(load(&longer, usize::MAX), Err(SnapshotError::Corrupt { .. })));
