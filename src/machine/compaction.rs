@@ -10,7 +10,6 @@ use crate::{
         outcome::Decision,
         read::{check_revision, compacted},
         store::StoreError,
-        tables::{Key, Table},
         tx::Tx,
     },
     pb::kv::v1::{CompactRequest, CompactResponse},
@@ -51,12 +50,10 @@ pub(crate) fn step(tx: &mut Tx<'_>) -> Result<(), StoreError> {
 /// Deletes the versions that the next changes replaced, and the changes with them.
 fn sweep(tx: &mut Tx<'_>) -> Result<(), StoreError> {
     let steps = SWEEP_STEPS + 2 * tx.change_count();
-    let start = Key::of(Table::Change)
-        .u64(tx.counters.swept_revision + 1)
-        .u32(tx.counters.swept_subs)
-        .bytes();
-    let end = Key::of(Table::Change).u64(tx.head.compact_revision.next().value()).bytes();
-    let rows: Vec<_> = tx.scan(&start, Some(&end)).take(steps).collect::<Result<_, _>>()?;
+    let from = Revision::new(tx.counters.swept_revision).next();
+    let range = keyspace::change_range(from, tx.head.compact_revision);
+    let rows: Vec<_> =
+        tx.scan(&range.start, range.end.as_deref()).take(steps).collect::<Result<_, _>>()?;
     for (key, value) in &rows {
         let change = ChangeRow::decode(key, value)?;
         if !change.replaced.is_zero() {
@@ -67,11 +64,9 @@ fn sweep(tx: &mut Tx<'_>) -> Result<(), StoreError> {
         }
         tx.delete(key.clone());
         tx.counters.swept_revision = change.revision.previous().value();
-        tx.counters.swept_subs = change.sub + 1;
     }
     if rows.len() < steps {
         tx.counters.swept_revision = tx.head.compact_revision.value();
-        tx.counters.swept_subs = 0;
     }
     Ok(())
 }

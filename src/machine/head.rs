@@ -40,10 +40,8 @@ pub struct Head {
 /// Counters of the bookkeeping, replicated like everything else.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counters {
-    /// Changes up to and including this revision were swept.
+    /// All changes up to and including this revision were swept.
     pub(crate) swept_revision: u64,
-    /// How many changes of the revision after `swept_revision` were swept.
-    pub(crate) swept_subs: u32,
     /// The number of the oldest request that may be remembered.
     pub(crate) request_first: u64,
     /// The number that the next remembered request gets.
@@ -79,15 +77,13 @@ struct HeadRow {
     learners: Vec<u64>,
     #[prost(uint64, tag = "11")]
     swept_revision: u64,
-    #[prost(uint32, tag = "12")]
-    swept_subs: u32,
-    #[prost(uint64, tag = "13")]
+    #[prost(uint64, tag = "12")]
     request_first: u64,
-    #[prost(uint64, tag = "14")]
+    #[prost(uint64, tag = "13")]
     request_next: u64,
-    #[prost(uint64, tag = "15")]
+    #[prost(uint64, tag = "14")]
     request_count: u64,
-    #[prost(uint64, tag = "16")]
+    #[prost(uint64, tag = "15")]
     request_bytes: u64,
 }
 
@@ -127,7 +123,6 @@ pub(crate) fn decode(row: &[u8]) -> Result<(Head, Counters), StoreError> {
     };
     let counters = Counters {
         swept_revision: row.swept_revision,
-        swept_subs: row.swept_subs,
         request_first: row.request_first,
         request_next: row.request_next,
         request_count: row.request_count,
@@ -152,7 +147,6 @@ pub(crate) fn encode(head: &Head, counters: &Counters) -> Bytes {
         outgoing: nodes(&head.membership.outgoing),
         learners: nodes(&head.membership.learners),
         swept_revision: counters.swept_revision,
-        swept_subs: counters.swept_subs,
         request_first: counters.request_first,
         request_next: counters.request_next,
         request_count: counters.request_count,
@@ -182,7 +176,6 @@ mod tests {
         };
         let counters = Counters {
             swept_revision: 2,
-            swept_subs: 1,
             request_first: 7,
             request_next: 9,
             request_count: 2,

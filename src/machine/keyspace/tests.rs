@@ -7,7 +7,11 @@ use crate::{
         validate::WRITES_MAX,
     },
     pb::{
-        command::v1::{Reason, command::Op, outcome::Result::DeleteRange},
+        command::v1::{
+            Reason,
+            command::Op,
+            outcome::Result::{DeleteRange, Put},
+        },
         kv::v1::{DeleteRangeRequest, HeldLock, KeyValue, PutRequest, RangeRequest, RangeResponse},
     },
     raft::Payload,
@@ -237,4 +241,20 @@ fn one_deletion_deletes_no_more_than_its_limit() {
     assert_eq!(harness.refused(delete("0", "\0")).reason(), Reason::TooLarge);
     harness.outcome(delete("00001", "\0"));
     assert_eq!(read(&harness.view(), &range("\0", "\0", 0)).count, 1);
+}
+
+#[test]
+fn a_put_returns_what_it_replaced_where_asked() {
+    let mut harness = Harness::new();
+    let mut put = |value: &'static str, prev_kv| {
+        let request =
+            PutRequest { key: "a".into(), value: value.into(), prev_kv, ..Default::default() };
+        match harness.outcome(Op::Put(request)).result {
+            Some(Put(response)) => response.prev_kv.map(|kv| kv.value),
+            other => panic!("not put: {other:?}"),
+        }
+    };
+    assert_eq!(put("1", true), None);
+    assert_eq!(put("2", true), Some("1".into()));
+    assert_eq!(put("3", false), None);
 }
