@@ -201,17 +201,6 @@ impl Tx<'_> {
         self.scan(&range.start, range.end.as_deref())
     }
 
-    /// The first row whose key starts with `prefix`.
-    pub(crate) fn first(&self, prefix: Key) -> Result<Option<Row>, StoreError> {
-        self.scan_prefix(prefix).next().transpose()
-    }
-
-    /// The last row whose key starts with `prefix`.
-    pub(crate) fn last(&self, prefix: Key) -> Result<Option<Row>, StoreError> {
-        let range = prefix.prefix();
-        self.scan_back(&range.start, range.end.as_deref()).next().transpose()
-    }
-
     fn set(&mut self, key: Bytes, value: Option<Bytes>) {
         let old = self.overlay.insert(key.clone(), value);
         self.unit.undo.push((key, old));

@@ -12,8 +12,12 @@ use crate::{
         testing::{Harness, MapStore, delete, hex_lines, put},
     },
     pb::{
-        command::v1::{Command, Origin, command::Op},
+        command::v1::{Command, ExpireSessions, ExpiredSession, Origin, command::Op},
+        discovery::v1::RegisterRequest,
+        event::v1::{AppendRequest, Event},
         kv::v1::{CompactRequest, PutRequest},
+        lock::v1::{AcquireRequest, ReleaseRequest},
+        session::v1::{CloseSessionRequest, OpenSessionRequest},
     },
     raft::{Entry, Membership, Payload},
     types::{LogIndex, LogTime, NodeId, Term},
@@ -33,13 +37,52 @@ fn command() -> impl Strategy<Value = Op> {
             request_id: Uuid::from_u128(id).to_string(),
             ..PutRequest::default()
         })),
+        typed(),
+    ]
+}
+
+/// Commands of the typed parts. Sessions and tokens are small numbers, so that some are right.
+fn typed() -> impl Strategy<Value = Op> {
+    let name = prop::sample::select(vec!["x", "y"]).prop_map(str::to_owned);
+    prop_oneof![
+        Just(Op::OpenSession(OpenSessionRequest::default())),
+        (1..30_u64).prop_map(|session_id| Op::CloseSession(CloseSessionRequest {
+            session_id,
+            ..CloseSessionRequest::default()
+        })),
+        (1..30_u64).prop_map(|session_id| Op::ExpireSessions(ExpireSessions {
+            term: 1,
+            sessions: (0..3).map(|epoch| ExpiredSession { session_id, epoch }).collect(),
+        })),
+        (name.clone(), prop::option::of(0..100_i64), 0..4_u128).prop_map(|(name, wait, id)| {
+            let wait = wait.map(|seconds| prost_types::Duration { seconds, nanos: 0 });
+            let request_id = Uuid::from_u128(1_000 + id).to_string();
+            Op::Acquire(AcquireRequest { name, wait, request_id, ..AcquireRequest::default() })
+        }),
+        (name.clone(), 1..40_u64).prop_map(|(name, fencing_token)| Op::Release(ReleaseRequest {
+            name,
+            fencing_token,
+            ..ReleaseRequest::default()
+        })),
+        (name.clone(), 0..30_u64).prop_map(|(service, session_id)| Op::Register(RegisterRequest {
+            service,
+            address: "127.0.0.1:1".into(),
+            session_id,
+            ..RegisterRequest::default()
+        })),
+        name.prop_map(|stream| Op::Append(AppendRequest {
+            stream,
+            events: vec![Event { r#type: "t".into(), ..Event::default() }],
+            ..AppendRequest::default()
+        })),
     ]
 }
 
 fn payload() -> impl Strategy<Value = Payload> {
     prop_oneof![
         8 => command().prop_map(|op| {
-            let command = Command { version: COMMAND_VERSION, origin: None, op: Some(op) };
+            let origin = Some(Origin { node_id: 1, boot: 1, sequence: 1 });
+            let command = Command { version: COMMAND_VERSION, origin, op: Some(op) };
             Payload::Command(command.encode_to_vec().into())
         }),
         1 => Just(Payload::Noop),
@@ -53,7 +96,7 @@ proptest! {
 
     #[test]
     fn the_same_entries_give_the_same_bytes_however_they_are_cut(
-        payloads in prop::collection::vec((payload(), 0..200_000_u64), 1..60),
+        payloads in prop::collection::vec((payload(), 0..200_000_u64), 1..80),
         cuts in prop::collection::vec(1..9_usize, 1..9),
     ) {
         let entries: Vec<Entry> = payloads.into_iter().enumerate().map(|(at, (payload, time))| Entry {
@@ -69,16 +112,20 @@ proptest! {
             let open = || Machine::open(std::sync::Arc::clone(&store) as std::sync::Arc<dyn Store>, config.clone());
             let mut machine = open().unwrap();
             let (mut rest, mut cuts) = (&entries[..], cuts.iter().cycle());
-            let mut changes = Vec::new();
+            let (mut changes, mut outcomes, mut sessions) = (Vec::new(), Vec::new(), Vec::new());
             while !rest.is_empty() {
                 let (now, later) = rest.split_at((*cuts.next().unwrap()).min(rest.len()));
-                changes.extend(machine.apply(now).unwrap().changes);
+                let applied = machine.apply(now).unwrap();
+                changes.extend(applied.changes);
+                outcomes.extend(applied.outcomes);
+                sessions.extend(applied.sessions);
+                assert_eq!(machine.next_timer(), open().unwrap().next_timer());
                 // A second delivery and a restart change nothing.
                 assert!(machine.apply(now).unwrap().changes.is_empty());
                 machine = open().unwrap();
                 rest = later;
             }
-            (store.rows(), changes)
+            (store.rows(), changes, outcomes, sessions)
         };
         prop_assert_eq!(run(&cuts), run(&[entries.len()]));
     }

@@ -9,8 +9,9 @@ use crate::{
         testing::{Harness, range},
     },
     pb::{
-        command::v1::{Outcome, Reason, command::Op, outcome::Result::Put},
+        command::v1::{Outcome, Reason, command::Op, outcome::Result::{OpenSession, Put}},
         kv::v1::{HeldLock, PutRequest},
+        session::v1::{CloseSessionRequest, OpenSessionRequest},
     },
     types::SessionId,
 };
@@ -121,4 +122,52 @@ fn a_session_that_is_not_there_never_runs_a_request() {
     let refused = harness.refused(put("2", "99:1:1"));
     assert_eq!(refused.reason(), Reason::SessionExpired);
     assert_eq!(value(&harness), "1");
+}
+
+fn open_session(harness: &mut Harness) -> u64 {
+    match harness.outcome(Op::OpenSession(OpenSessionRequest::default())).result {
+        Some(OpenSession(response)) => response.session_id,
+        other => panic!("not opened: {other:?}"),
+    }
+}
+
+fn rows(harness: &Harness, table: Table) -> usize {
+    let range = Key::of(table).prefix();
+    harness.store.rows().keys().filter(|key| range.contains(key)).count()
+}
+
+#[test]
+fn a_sequence_is_answered_until_the_low_water_mark_passes_it() {
+    let mut harness = Harness::new();
+    let session = open_session(&mut harness);
+    let first = harness.outcome(put("1", &format!("{session}:1:1")));
+    let second = harness.outcome(put("2", &format!("{session}:2:1")));
+    assert_eq!(harness.outcome(put("1", &format!("{session}:1:1"))), first);
+    // A retry may carry a higher mark than the first try: the body is the same.
+    assert_eq!(harness.outcome(put("2", &format!("{session}:2:2"))), second);
+    assert_eq!(harness.refused(put("9", &format!("{session}:2:2"))).reason(), Reason::RequestIdReused);
+
+    harness.outcome(put("3", &format!("{session}:3:2")));
+    assert_eq!(rows(&harness, Table::Sequence), 2);
+    let forgotten = harness.refused(put("1", &format!("{session}:1:1")));
+    assert_eq!(forgotten.reason(), Reason::SequenceForgotten);
+    assert_eq!(forgotten.metadata["low_water_mark"], "2");
+    assert_eq!(value(&harness), "3");
+    // A mark never goes back.
+    harness.outcome(put("4", &format!("{session}:4:1")));
+    assert_eq!(harness.refused(put("1", &format!("{session}:1:1"))).reason(), Reason::SequenceForgotten);
+}
+
+#[test]
+fn an_ended_session_refuses_its_sequences_and_leaves_nothing_behind() {
+    let mut harness = Harness::new();
+    let session = open_session(&mut harness);
+    harness.outcome(put("1", &format!("{session}:5:3")));
+    harness.put("a", "2");
+    let close = CloseSessionRequest { session_id: session, ..CloseSessionRequest::default() };
+    harness.outcome(Op::CloseSession(close));
+    let refused = harness.refused(put("1", &format!("{session}:5:3")));
+    assert_eq!(refused.reason(), Reason::SessionExpired);
+    assert_eq!(value(&harness), "2");
+    assert_eq!((rows(&harness, Table::Sequence), rows(&harness, Table::LowWater)), (0, 0));
 }
