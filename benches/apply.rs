@@ -15,7 +15,7 @@ use quorate::{
         kv::v1::{PutRequest, RangeRequest},
     },
     raft::{Entry, Payload},
-    storage::MemoryStore,
+    storage::store::MemoryStore,
     types::{LogIndex, LogTime, Term},
 };
 

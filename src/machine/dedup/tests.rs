@@ -9,7 +9,11 @@ use crate::{
         testing::{Harness, range},
     },
     pb::{
-        command::v1::{Outcome, Reason, command::Op, outcome::Result::{OpenSession, Put}},
+        command::v1::{
+            Outcome, Reason,
+            command::Op,
+            outcome::Result::{OpenSession, Put},
+        },
         kv::v1::{HeldLock, PutRequest},
         session::v1::{CloseSessionRequest, OpenSessionRequest},
     },
@@ -145,7 +149,10 @@ fn a_sequence_is_answered_until_the_low_water_mark_passes_it() {
     assert_eq!(harness.outcome(put("1", &format!("{session}:1:1"))), first);
     // A retry may carry a higher mark than the first try: the body is the same.
     assert_eq!(harness.outcome(put("2", &format!("{session}:2:2"))), second);
-    assert_eq!(harness.refused(put("9", &format!("{session}:2:2"))).reason(), Reason::RequestIdReused);
+    assert_eq!(
+        harness.refused(put("9", &format!("{session}:2:2"))).reason(),
+        Reason::RequestIdReused
+    );
 
     harness.outcome(put("3", &format!("{session}:3:2")));
     assert_eq!(rows(&harness, Table::Sequence), 2);
@@ -155,7 +162,10 @@ fn a_sequence_is_answered_until_the_low_water_mark_passes_it() {
     assert_eq!(value(&harness), "3");
     // A mark never goes back.
     harness.outcome(put("4", &format!("{session}:4:1")));
-    assert_eq!(harness.refused(put("1", &format!("{session}:1:1"))).reason(), Reason::SequenceForgotten);
+    assert_eq!(
+        harness.refused(put("1", &format!("{session}:1:1"))).reason(),
+        Reason::SequenceForgotten
+    );
 }
 
 #[test]
