@@ -5,6 +5,7 @@
 //! name (raft-rules 20). Addresses are not identity and may change.
 
 use prost::Message as _;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     machine::{
@@ -112,9 +113,7 @@ fn save(tx: &mut Tx<'_>, member: &RegisterMember) -> Result<(), StoreError> {
 
 /// A number that differs from cluster to cluster; 0 before the founding.
 pub(crate) fn salt(tx: &Tx<'_>) -> Result<u64, StoreError> {
-    let Some(id) = tx.get(&id_key())? else { return Ok(0) };
-    let id = ClusterId::parse(&tx::text(&id)?);
-    Ok(id.map_or(0, |id| id.uuid().as_u64_pair().1))
+    Ok(tx.get(&id_key())?.map_or(0, |id| xxh3_64(&id)))
 }
 
 impl View {

@@ -18,6 +18,7 @@ use crate::{
         span,
         store::StoreError,
         tx::{self, Tx},
+        validate::too_large,
     },
     pb::{
         command::v1::{Reason, Refusal},
@@ -94,9 +95,7 @@ pub(crate) fn validate_metadata(metadata: &BTreeMap<String, String>) -> Result<(
     }
     let bytes: usize = metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
     if bytes > METADATA_BYTES_MAX {
-        let sentence =
-            format!("`metadata` has {bytes} bytes; at most {METADATA_BYTES_MAX} are allowed");
-        return Err(refusal(Reason::TooLarge, sentence));
+        return Err(too_large("`metadata`", bytes, METADATA_BYTES_MAX));
     }
     Ok(())
 }
@@ -284,3 +283,6 @@ impl View {
 fn decode(row: Bytes) -> Result<Instance, StoreError> {
     tx::decode(tx::decode::<KeyValue>(row)?.value)
 }
+
+#[cfg(test)]
+mod tests;

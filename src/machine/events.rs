@@ -18,6 +18,7 @@ use crate::{
         store::StoreError,
         tables::{Fields, Key, Table},
         tx::{self, Tx},
+        validate::too_large,
     },
     pb::{
         command::v1::{Reason, Refusal},
@@ -59,7 +60,6 @@ pub(crate) struct StreamRow {
 }
 
 pub(crate) fn validate_append(request: &AppendRequest) -> Result<(), Refusal> {
-    let too_large = |sentence: String| Err(refusal(Reason::TooLarge, sentence));
     discovery::validate_text("stream", &request.stream, 1, STREAM_BYTES_MAX)?;
     if request.stream.starts_with('$') {
         return Err(invalid("`stream` starts with `$`; such names are reserved"));
@@ -69,11 +69,12 @@ pub(crate) fn validate_append(request: &AppendRequest) -> Result<(), Refusal> {
         return Err(invalid("`events` is empty; append at least one"));
     }
     if count > EVENTS_MAX {
-        return too_large(format!("`events` has {count} events; at most {EVENTS_MAX} are allowed"));
+        let sentence = format!("`events` has {count} events; at most {EVENTS_MAX} are allowed");
+        return Err(refusal(Reason::TooLarge, sentence));
     }
     let bytes: usize = request.events.iter().map(prost::Message::encoded_len).sum();
     if bytes > APPEND_BYTES_MAX {
-        return too_large(format!("`events` has {bytes} bytes; at most 4 MiB are allowed"));
+        return Err(too_large("`events`", bytes, APPEND_BYTES_MAX));
     }
     if let Some(Expected::ExpectedState(state)) = request.expected
         && ExpectedState::try_from(state).is_err()
@@ -96,8 +97,7 @@ fn validate_event(event: &Event) -> Result<Option<Uuid>, Refusal> {
     discovery::validate_text("type", &event.r#type, 1, TYPE_BYTES_MAX)?;
     discovery::validate_metadata(&event.metadata)?;
     if event.data.len() > DATA_BYTES_MAX {
-        let sentence = format!("`data` has {} bytes; at most 1 MiB are allowed", event.data.len());
-        return Err(refusal(Reason::TooLarge, sentence));
+        return Err(too_large("`data`", event.data.len(), DATA_BYTES_MAX));
     }
     if event.tags.len() > TAGS_MAX {
         let sentence =
@@ -356,3 +356,6 @@ impl View {
         Ok(Ok(response))
     }
 }
+
+#[cfg(test)]
+mod tests;

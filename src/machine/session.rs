@@ -16,6 +16,7 @@ use crate::{
         store::StoreError,
         tables::{Fields, Key, Table},
         tx::{self, Tx},
+        validate::too_large,
     },
     pb::{
         command::v1::{CheckpointSessions, Done, ExpireSessions, Reason, Refusal},
@@ -105,9 +106,7 @@ pub(crate) fn validate_owner(owner: &str) -> Result<(), Refusal> {
     if owner.len() <= OWNER_BYTES_MAX {
         return Ok(());
     }
-    let sentence =
-        format!("`owner` has {} bytes; at most {OWNER_BYTES_MAX} are allowed", owner.len());
-    Err(refusal(Reason::TooLarge, sentence))
+    Err(too_large("`owner`", owner.len(), OWNER_BYTES_MAX))
 }
 
 /// The refusal for a session that is not there.

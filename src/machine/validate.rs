@@ -203,7 +203,8 @@ fn held_lock(lock: Option<&HeldLock>) -> Result<(), Refusal> {
     }
 }
 
-fn too_large(what: &str, bytes: usize, limit: usize) -> Refusal {
+/// The refusal of something that has too many bytes.
+pub(crate) fn too_large(what: &str, bytes: usize, limit: usize) -> Refusal {
     refusal(Reason::TooLarge, format!("{what} has {bytes} bytes; the limit is {limit}"))
         .with("bytes", bytes)
         .with("limit", limit)

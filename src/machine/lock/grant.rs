@@ -403,8 +403,8 @@ pub(crate) fn is_held(tx: &Tx<'_>, name: &str, fencing_token: u64) -> Result<boo
 }
 
 fn reused(request_id: &str) -> Refusal {
-    let sentence = format!("request id {request_id} came before with another body");
-    refusal(Reason::RequestIdReused, sentence)
+    let sentence = format!("request id {request_id} came before with another body: draw a new one");
+    refusal(Reason::RequestIdReused, sentence).with("request_id", request_id)
 }
 
 fn held(name: &str, hold: &Hold) -> Refusal {

@@ -17,4 +17,6 @@ pub(crate) use grant::{
 pub(crate) use line::Place;
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;

@@ -226,6 +226,36 @@ fn l8_a_retry_takes_up_its_place_in_line() {
 }
 
 #[test]
+fn l8_a_retry_in_a_sessions_sequence_may_raise_its_low_water_mark() {
+    let mut h = Harness::new();
+    let session = open_session(&mut h);
+    let token = granted(&mut h, acquire("a")).fencing_token;
+    let in_sequence = |low_water| AcquireRequest {
+        request_id: format!("{session}:9:{low_water}"),
+        ..acquire("a")
+    };
+    parked(&mut h, in_sequence(3));
+    let retry = parked(&mut h, in_sequence(7));
+    assert_eq!(describe(&h, "a").waiter_count, 1);
+    let got = woken(&release(&mut h, "a", token), retry);
+    assert_eq!(granted(&mut h, in_sequence(9)), got);
+}
+
+#[test]
+fn a_retry_waits_for_as_long_as_itself_says() {
+    let mut h = Harness::new();
+    granted(&mut h, acquire("a"));
+    parked(&mut h, AcquireRequest { wait: seconds(5), ..with_id("a", 7) });
+    h.now_ms += 4 * SECOND;
+    let retry = parked(&mut h, AcquireRequest { wait: seconds(3), ..with_id("a", 7) });
+    h.now_ms += 2 * SECOND;
+    assert_eq!(outcome_of(&h.apply(Op::AdvanceTime(AdvanceTime {})), retry), None);
+    h.now_ms += SECOND;
+    let applied = h.apply(Op::AdvanceTime(AdvanceTime {}));
+    assert_eq!(refusal_in(&outcome_of(&applied, retry).unwrap()).reason(), Reason::LockHeld);
+}
+
+#[test]
 fn l8_a_retry_with_another_body_is_refused_while_the_first_waits() {
     let mut h = Harness::new();
     granted(&mut h, acquire("a"));
