@@ -1,4 +1,7 @@
 //! Quorate: a coordination and event-streaming server on one Raft log.
+//!
+//! Most users of the library want [`client`], or [`testing`] for a cluster inside a test of their
+//! own. `ARCHITECTURE.md` says what the other modules are for and which may use which.
 
 pub mod cli;
 pub mod client;
@@ -15,3 +18,8 @@ pub mod streaming;
 pub mod testing;
 pub mod types;
 pub mod wire;
+
+/// The README's examples are tests too.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

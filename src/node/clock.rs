@@ -6,7 +6,7 @@ use crate::types::{Instant, LogTime};
 
 /// The system's clocks: a monotonic one counted from its making, and the wall clock.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock {
+pub(crate) struct Clock {
     start: std::time::Instant,
 }
 
@@ -14,20 +14,20 @@ impl Clock {
     /// Starts counting.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "this is the clock")]
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self { start: std::time::Instant::now() }
     }
 
     /// The monotonic time. Never zero, so that nothing lies before the start.
     #[must_use]
-    pub fn now(&self) -> Instant {
+    pub(crate) fn now(&self) -> Instant {
         let nanos = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
         Instant::from_nanos(nanos.saturating_add(1))
     }
 
     /// A time of the operating system as one of this clock; times before the start are the start.
     #[must_use]
-    pub fn at(&self, time: std::time::Instant) -> Instant {
+    pub(crate) fn at(&self, time: std::time::Instant) -> Instant {
         let span = time.saturating_duration_since(self.start);
         Instant::from_nanos(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX))
     }
@@ -35,7 +35,7 @@ impl Clock {
     /// The wall clock, as entries carry it.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "this is the clock")]
-    pub fn wall(&self) -> LogTime {
+    pub(crate) fn wall(&self) -> LogTime {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         LogTime::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
     }
