@@ -4,6 +4,10 @@
 mod checks;
 mod disk;
 mod network;
+mod paper;
 mod random;
+mod rules;
+mod rules_serving;
 mod scenarios;
 mod speech;
+mod trace;

@@ -10,7 +10,7 @@ use quorate::{
     raft::{
         Append, Config, Entry, HardMark, HardState, Held, Input, LogMark, LogStart, Membership,
         Message, Payload, ProposeOutcome, Raft, ReadOutcome, Ready, Restored, RoleKind,
-        SendSnapshot, Status, Ticket, TransferOutcome,
+        SendSnapshot, Ticket, TransferOutcome,
     },
     types::{Duration, Instant, LogIndex, LogTime, NodeId, Term},
 };
@@ -18,7 +18,7 @@ use quorate::{
 use crate::{
     checks::Checks,
     disk::{Disk, Snapshot, entry},
-    speech::{in_words, through, write_in_words},
+    speech::write_in_words,
 };
 
 pub(crate) fn n(id: u64) -> NodeId {
@@ -96,6 +96,15 @@ impl Network {
     /// A cluster whose members' logs have entries of these terms.
     pub(crate) fn with_logs(logs: &[&[u64]]) -> Self {
         Self::with_logs_and(logs, |_| {})
+    }
+
+    /// A cluster whose members all restored the same.
+    pub(crate) fn of(size: u64, restored: &Restored, configure: impl Fn(&mut Config)) -> Self {
+        Self::restored((1..=size).map(|id| {
+            let mut config = Config::new(n(id));
+            configure(&mut config);
+            (config, restored.clone())
+        }))
     }
 
     pub(crate) fn with_logs_and(logs: &[&[u64]], configure: impl Fn(&mut Config)) -> Self {
@@ -265,54 +274,6 @@ impl Network {
         }
     }
 
-    fn tell(&mut self, words: impl FnOnce() -> String) {
-        if let Some(trace) = &mut self.trace {
-            trace.push(words());
-        }
-    }
-
-    /// Of what is lost in the same way again and again, once is enough.
-    fn tell_message(&mut self, from: NodeId, to: NodeId, message: &Message) {
-        let Some(words) = in_words(message) else { return };
-        let lost = self.cut.contains(&(from, to)) || !self.nodes[&to].up;
-        let line = format!("{from:?} -> {to:?} {words}{}", if lost { "  (lost)" } else { "" });
-        let known = lost && self.trace.as_ref().is_some_and(|trace| trace.contains(&line));
-        if !known {
-            self.tell(|| line);
-        }
-    }
-
-    fn tell_step(&mut self, id: NodeId, before: &Status, ready: &Ready) {
-        if self.trace.is_none() {
-            return;
-        }
-        let after = self.nodes[&id].raft.status();
-        if (before.role, before.term, before.leader) != (after.role, after.term, after.leader) {
-            let leader = after.leader.filter(|&leader| leader != id);
-            let leader = leader.map_or(String::new(), |leader| format!(" of {leader:?}"));
-            self.tell(|| format!("{id:?} is {:?}{leader} in {:?}", after.role, after.term));
-        }
-        if before.commit != after.commit {
-            let run = through(before.commit.next(), after.commit);
-            self.tell(|| format!("{id:?} commits {run}"));
-        }
-        if let Some(index) = ready.install {
-            self.tell(|| format!("{id:?} installs a snapshot of {index:?}"));
-        }
-        for snapshot in &ready.snapshots {
-            self.tell(|| format!("{id:?} -> {:?} a snapshot", snapshot.to));
-        }
-        for (ticket, outcome) in &ready.proposals {
-            self.tell(|| format!("{id:?} proposal {}: {outcome:?}", ticket.0));
-        }
-        for (ticket, outcome) in &ready.reads {
-            self.tell(|| format!("{id:?} read {}: {outcome:?}", ticket.0));
-        }
-        for (ticket, outcome) in &ready.transfers {
-            self.tell(|| format!("{id:?} transfer {}: {outcome:?}", ticket.0));
-        }
-    }
-
     fn send(&mut self, from: NodeId, to: NodeId, message: Message) {
         self.tell_message(from, to, &message);
         if !self.cut.contains(&(from, to)) && self.nodes.contains_key(&to) {
@@ -357,6 +318,11 @@ impl Network {
         self.tell(|| format!("n{id} applied through {index:?}"));
         self.step(id, Input::Applied { index });
         true
+    }
+
+    /// Forgets the snapshots that a leader owes.
+    pub(crate) fn take_snapshots(&mut self, id: u64) {
+        self.node_mut(n(id)).snapshots.clear();
     }
 
     /// Sends the snapshots that a leader owes, whole and at once.
@@ -420,8 +386,18 @@ impl Network {
         }
     }
 
+    /// What a member has sent and nobody has received; it is taken off the network.
+    pub(crate) fn sent(&mut self, id: u64) -> Vec<(u64, Message)> {
+        let (mine, rest) = self.packets.drain(..).partition(|packet| packet.from == n(id));
+        self.packets = rest;
+        let mine: VecDeque<Packet> = mine;
+        mine.into_iter().map(|packet| (packet.to.value(), packet.message)).collect()
+    }
+
     /// Puts a message on its way, as if a member had sent it.
+    /// What holds across members is not checked from here on: this one never said it.
     pub(crate) fn inject(&mut self, from: u64, to: u64, message: Message) {
+        self.checks.forged = true;
         self.step(to, Input::Message { from: n(from), message });
     }
 
@@ -476,6 +452,11 @@ impl Network {
 
     /// Lets a member time out and win the election that follows.
     pub(crate) fn elect(&mut self, id: u64) {
+        if let Some(leader) = self.leader() {
+            self.transfer(leader, Some(id));
+            self.settle();
+            return;
+        }
         // Long enough that nobody feels bound to the leader before.
         self.now = self.now.after(ms(300));
         self.time_out(id);
@@ -504,7 +485,7 @@ impl Network {
     }
 
     /// A ticket for a request to a member.
-    fn ask(&mut self, id: u64) -> Ticket {
+    pub(crate) fn ask(&mut self, id: u64) -> Ticket {
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
         if self.node(id).up {

@@ -38,7 +38,7 @@ fn one_seed_gives_one_history() {
 /// Runs one schedule and returns a trace of how it ended.
 fn run(seed: u64) -> String {
     let mut rng = Rng::new(seed).stream("schedule");
-    let size = [1, 2, 3, 3, 3, 5][usize::try_from(rng.below(6)).unwrap()];
+    let size = [1, 2, 3, 3, 3, 5][usize::try_from(rng.below(6)).expect("small")];
     let mut network = cluster(seed, size, &mut rng);
     for _ in 0..ACTIONS {
         act(&mut network, size, &mut rng);
@@ -131,7 +131,8 @@ fn deliver_any(network: &mut Network, rng: &mut Rng) {
     }
     // Mostly in order, as real connections are.
     let place = if rng.below(4) == 0 { rng.below(len) } else { 0 };
-    let packet = network.packets.remove(usize::try_from(place).unwrap()).expect("it is there");
+    let packet =
+        network.packets.remove(usize::try_from(place).expect("small")).expect("it is there");
     match rng.below(20) {
         0 => {}
         1 => {

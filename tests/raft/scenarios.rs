@@ -131,7 +131,11 @@ fn run(network: &mut Network, command: &str) {
         "settle" => network.settle(),
         "deliver" => network.deliver_to(id(1)),
         "persist" => network.persist(id(1)),
-        "propose" => words[2..].iter().for_each(|text| drop(network.propose(id(1), text))),
+        "propose" => {
+            for text in &words[2..] {
+                network.propose(id(1), text);
+            }
+        }
         "read" => drop(network.read(id(1))),
         "transfer" => drop(network.transfer(id(1), Some(id(2)))),
         "lose" => network.packets.clear(),
