@@ -86,6 +86,19 @@ fn rule_02_no_campaign_with_a_committed_membership_that_is_not_applied() {
 }
 
 #[test]
+fn rule_02_no_campaign_before_a_restart_has_applied_what_was_committed() {
+    let hard = HardState { term: t(1), vote: None, commit: i(2) };
+    let entries = vec![entry(1, 1), entry(2, 1), entry(3, 1)];
+    let restored = Restored { hard, entries, membership: voters(3), ..Restored::default() };
+    let mut network = Network::of(3, &restored, |_| {});
+    network.time_out(1);
+    assert_eq!(network.role(1), RoleKind::Follower);
+    while network.apply_one(1) {}
+    network.time_out(1);
+    assert_eq!(network.role(1), RoleKind::PreCandidate);
+}
+
+#[test]
 fn rule_02_no_campaign_while_a_membership_learnt_later_is_not_applied() {
     let restored = Restored { membership: Membership::of([n(1)]), ..Restored::default() };
     let mut network = Network::of(3, &restored, |_| {});
@@ -357,6 +370,29 @@ fn rule_13_no_append_is_acknowledged_before_it_is_durable() {
     assert!(network.sent(1).is_empty());
     network.persist(1);
     assert_eq!(network.sent(1).len(), 2);
+}
+
+#[test]
+fn rule_13_a_snapshot_is_not_acknowledged_before_the_log_has_recorded_it() {
+    let mut network = Network::new(3);
+    let start = LogStart { index: i(9), term: t(1), time: LogTime::ZERO };
+    let snapshot = Snapshot { start, membership: voters(3), state: Vec::new() };
+    network.receive_snapshot(n(2), n(1), t(1), snapshot);
+    network.inject(2, 1, Message::AppendRequest(append(1, (9, 1), vec![], 9)));
+    assert!(network.sent(1).is_empty(), "a crash would bring the old log back");
+    assert_eq!(network.node(1).writes[0].reset_to, Some(start));
+    network.persist(1);
+    assert_eq!(network.sent(1).len(), 1);
+}
+
+#[test]
+fn rule_13_a_heartbeat_commits_nothing_that_its_leader_did_not_see_matched() {
+    let mut network = Network::with_logs(&[&[1, 1], &[], &[]]);
+    network.inject(2, 1, heartbeat(2, 2));
+    assert_eq!(network.commit(1), i(0), "these entries may not be the leader's");
+    network.inject(2, 1, Message::AppendRequest(append(2, (1, 1), vec![], 0)));
+    network.inject(2, 1, heartbeat(2, 2));
+    assert_eq!(network.commit(1), i(1));
 }
 
 #[test]

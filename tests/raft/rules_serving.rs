@@ -12,7 +12,7 @@ use quorate::{
 use crate::{
     disk::entry,
     network::{Network, i, ms, n, t},
-    speech::{append, heartbeat_response, matched},
+    speech::{append, heartbeat, heartbeat_response, matched},
 };
 
 #[test]
@@ -175,13 +175,14 @@ fn rule_15_entries_of_an_earlier_leader_are_covered_by_the_next_ones_mark() {
     let mut network = Network::new(3);
     let entries: Vec<_> = (1..=2).map(|index| entry(index, 1)).collect();
     network.inject(2, 1, Message::AppendRequest(append(1, (0, 0), entries.clone(), 0)));
-    // The next leader's log has the same entries; they are still on their way to the disk.
+    // The next leader's log has the same entries; they are still on their way to the disk, and so
+    // is its term.
+    network.inject(3, 1, heartbeat(2, 0));
     network.inject(3, 1, Message::AppendRequest(append(2, (0, 0), entries, 0)));
     network.sent(1);
-    assert_eq!(network.node(1).writes.len(), 2, "the mark passes through the disk's queue");
+    assert_eq!(network.node(1).writes.len(), 3, "the mark passes through the disk's queue");
     network.persist(1);
-    let answered: Vec<u64> = network.sent(1).into_iter().map(|(to, _)| to).collect();
-    assert!(answered.contains(&3), "{answered:?}");
+    assert!(network.sent(1).contains(&(3, matched(2, 2))));
 }
 
 #[test]
