@@ -30,6 +30,8 @@ pub(crate) struct Prepared {
 
 /// Loads the snapshot and hands it to the applier; waits until it is installed.
 pub(crate) async fn receive(shared: &Arc<Shared>, offer: SnapshotOffer) -> Result<(), String> {
+    // One at a time: an old and a new leader may both send one.
+    let _turn = shared.installing.lock().await;
     if offer.index <= shared.feed.head().index {
         return Ok(()); // Not needed.
     }

@@ -50,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) open_calls: AtomicUsize,
     pub(crate) waiters: AtomicUsize,
     pub(crate) draining: AtomicBool,
+    /// Held while a received snapshot becomes the state.
+    pub(crate) installing: tokio::sync::Mutex<()>,
     pub(crate) status: Mutex<Status>,
     pub(crate) status_changes: watch::Sender<NodeStatus>,
     pub(crate) fatal: watch::Sender<Option<String>>,

@@ -168,6 +168,7 @@ pub fn start(options: NodeOptions) -> Result<Running, Error> {
         open_calls: AtomicUsize::new(0),
         waiters: AtomicUsize::new(0),
         draining: AtomicBool::new(false),
+        installing: tokio::sync::Mutex::default(),
         status: Mutex::new(no_status()),
         status_changes: watch::Sender::new(NodeStatus::default()),
         fatal: watch::Sender::new(None),
