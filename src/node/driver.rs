@@ -18,7 +18,7 @@ use crate::{
         replica::{Event, Jobs, Replica, WalJob},
         shared::{DriverInput, Shared},
     },
-    raft::RoleKind,
+    raft::{Entry, Payload, RoleKind},
     types::{GroupId, Instant, NodeId},
 };
 
@@ -101,6 +101,7 @@ impl Driver {
     fn carry_out(&mut self, now: Instant, jobs: Jobs) {
         if !jobs.wal.is_empty() {
             self.disk.handed_over(now);
+            self.count_proposals(&jobs.wal);
             // The writer is gone only after a failure, which ends the node.
             let _ = self.wal.send(jobs.wal);
         }
@@ -130,6 +131,19 @@ impl Driver {
         if jobs.role_changed {
             self.publish_status();
         }
+    }
+
+    /// What a leader appends is what it proposes.
+    fn count_proposals(&self, jobs: &[WalJob]) {
+        if self.replica.status().role != RoleKind::Leader {
+            return;
+        }
+        let appended = jobs.iter().filter_map(|job| match job {
+            WalJob::Append(append) => Some(&append.entries),
+            WalJob::Purge(_) => None,
+        });
+        let is_command = |entry: &&Entry| matches!(entry.payload, Payload::Command(_));
+        self.shared.metrics.record_proposals(appended.flatten().filter(is_command).count());
     }
 
     fn forward(&mut self, to: NodeId, request: crate::pb::raft::v1::ForwardRequest) {

@@ -14,6 +14,7 @@ use crate::{
         replica::Event,
         shared::Shared,
     },
+    observe::Metrics,
     pb::{
         cluster::v1::NodeStatus,
         command::v1::{Command, Origin, Outcome, Reason, Refusal, command, outcome},
@@ -188,6 +189,12 @@ impl Handle {
     #[must_use]
     pub fn mailbox(&self) -> Mailbox {
         Mailbox { shared: Arc::clone(&self.shared) }
+    }
+
+    /// The node's metrics.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
     }
 
     /// Says in the status that this node is about to stop.

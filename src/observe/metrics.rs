@@ -44,7 +44,7 @@ struct Inner {
     requests: Family<RequestLabel, Counter>,
     request_duration: Family<MethodLabel, Histogram, fn() -> Histogram>,
     streams: Family<MethodLabel, Gauge>,
-    fell_behind: Family<StreamKindLabel, Counter>,
+    fell_behind: Counter,
     forwards: Counter,
     snapshots_sent: Counter,
     snapshots_installed: Counter,
@@ -66,11 +66,6 @@ struct RequestLabel {
     service: Arc<str>,
     method: Arc<str>,
     code: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StreamKindLabel {
-    stream: &'static str,
 }
 
 const ROLES: [RoleKind; 4] =
@@ -100,7 +95,7 @@ impl Metrics {
             requests: Family::default(),
             request_duration: Family::new_with_constructor(latency),
             streams: Family::default(),
-            fell_behind: Family::default(),
+            fell_behind: Counter::default(),
             forwards: Counter::default(),
             snapshots_sent: Counter::default(),
             snapshots_installed: Counter::default(),
@@ -181,10 +176,9 @@ impl Metrics {
         self.inner.streams.get_or_create(&label).dec();
     }
 
-    /// Counts a reader that fell behind and went back to history. `stream` names its kind, such as
-    /// `kv.watch`.
-    pub fn record_fell_behind(&self, stream: &'static str) {
-        self.inner.fell_behind.get_or_create(&StreamKindLabel { stream }).inc();
+    /// Counts a reader that fell behind and went back to history.
+    pub fn record_fell_behind(&self) {
+        self.inner.fell_behind.inc();
     }
 
     /// Counts requests that this node passed on to the leader.
@@ -337,12 +331,12 @@ mod tests {
     fn counters_end_in_total_and_nothing_else_does() {
         let metrics = Metrics::new();
         metrics.record_proposals(3);
-        metrics.record_fell_behind("kv.watch");
+        metrics.record_fell_behind();
         let text = metrics.encode();
         assert_eq!(line(&text, "quorate_raft_proposals_total"), "quorate_raft_proposals_total 3");
         assert_eq!(
             line(&text, "quorate_stream_fell_behind_total"),
-            "quorate_stream_fell_behind_total{stream=\"kv.watch\"} 1"
+            "quorate_stream_fell_behind_total 1"
         );
         for kind in text.lines().filter(|line| line.starts_with("# TYPE")) {
             assert!(!kind.contains("_total "), "the suffix was written twice: {kind}");

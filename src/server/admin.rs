@@ -21,6 +21,7 @@ use crate::{
     node::Handle,
     observe::{CONTENT_TYPE, Metrics},
     pb::cluster::v1::{NodeStatus, Role},
+    types::LogIndex,
 };
 
 /// How many committed entries a ready node may have yet to apply.
@@ -113,6 +114,9 @@ async fn readyz(State(health): State<Health>) -> Response {
 }
 
 async fn metrics(State(health): State<Health>) -> Response {
+    let status = health.handle.status();
+    let (commit, applied) = (status.commit_index, status.applied_index);
+    health.metrics.set_progress(LogIndex::new(commit), LogIndex::new(applied));
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], health.metrics.encode()).into_response()
 }
 

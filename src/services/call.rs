@@ -58,7 +58,12 @@ impl Context {
 
     /// When a stream of this call ends on the server's account.
     pub(crate) fn terms(&self, call: Call) -> Terms {
-        Terms { drain: self.drain.clone(), deadline: call.deadline, permit: call.permit }
+        Terms {
+            drain: self.drain.clone(),
+            deadline: call.deadline,
+            permit: call.permit,
+            metrics: self.node.metrics().clone(),
+        }
     }
 }
 

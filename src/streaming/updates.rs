@@ -20,6 +20,7 @@ use tonic::Status;
 
 use crate::{
     machine::refusal,
+    observe::Metrics,
     pb::command::v1::Reason,
     streaming::cursor::{Cursor, Source, Update},
     types::Duration,
@@ -42,6 +43,8 @@ pub struct Terms {
     pub deadline: Option<Instant>,
     /// The stream's place among those that may be open.
     pub permit: Option<Arc<OwnedSemaphorePermit>>,
+    /// Counts readers that fall behind.
+    pub metrics: Metrics,
 }
 
 /// Responses as a gRPC stream.
@@ -64,7 +67,7 @@ where
     let (sender, queue) = mpsc::channel(QUEUED_RESPONSES_MAX);
     let (end_sender, end) = oneshot::channel();
     tokio::spawn(async move {
-        let Terms { drain, deadline, permit } = terms;
+        let Terms { drain, deadline, permit, metrics: _ } = terms;
         let end = tokio::select! {
             biased;
             () = sender.closed() => return,
@@ -96,6 +99,7 @@ fn follow_paced<S: Source, R: Send + 'static>(
     respond: impl Fn(Update<S>) -> R + Send + 'static,
     pace: Duration,
 ) -> Updates<R> {
+    let metrics = terms.metrics.clone();
     updates(terms, async move |queue: mpsc::Sender<R>| {
         for response in opening {
             if queue.send(response).await.is_err() {
@@ -121,6 +125,9 @@ fn follow_paced<S: Source, R: Send + 'static>(
                 }
             };
             told = update.place;
+            if update.fell_behind {
+                metrics.record_fell_behind();
+            }
             room.send(respond(update));
         }
     })

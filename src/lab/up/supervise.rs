@@ -225,7 +225,7 @@ impl Supervisor {
 
     async fn all_ended(&mut self) {
         while self.nodes.iter().any(|(_, process)| process.is_some()) {
-            first_end(&mut self.nodes).await;
+            let _ended = first_end(&mut self.nodes).await;
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::{streaming::cursor::tests::Numbers, wire::status::reason};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn terms() -> Terms {
-    Terms { drain: CancellationToken::new(), deadline: None, permit: None }
+    Terms { drain: CancellationToken::new(), deadline: None, permit: None, metrics: Metrics::new() }
 }
 
 /// A response: the items, the place, and whether it is a marker of the live end.
