@@ -5,7 +5,7 @@
 //! identity    node, disk incarnation, cluster
 //! wal/        the log of all groups
 //! state/      the state store: rows.redb, and incoming.redb while a snapshot is installed
-//! snapshots/  snapshots on their way in; emptied at start
+//! snapshots/  snapshots on their way in
 //! ```
 
 use std::{

@@ -139,6 +139,7 @@ fn a_new_state_takes_over_whole() {
     drop(old);
     assert!(view.get(b"old").expect("reads").is_some(), "views of the old state stay");
     put(new.as_ref(), "later");
+    new.persist().expect("the disk is well");
     drop((view, new, data));
 
     let data = DataDir::open(directory.path(), ONE, Bootstrap::No).expect("it is the node's");

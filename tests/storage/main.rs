@@ -2,6 +2,7 @@
 
 mod data_dir;
 mod golden;
+mod power_loss;
 mod store;
 mod wal;
 mod wal_faults;

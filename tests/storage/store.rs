@@ -27,6 +27,7 @@ fn the_store_on_disk_is_the_same_after_a_clean_stop() {
     let store = RedbStore::open(&path).expect("an empty store opens");
     let rows = vec![("a".into(), Some("1".into())), ("b".into(), Some("2".into()))];
     store.commit(Batch { rows }).expect("commits");
+    store.persist().expect("persists");
     drop(store);
     let store = RedbStore::open(&path).expect("opens again");
     assert_eq!(store.scan(b"", None).count(), 2);
@@ -41,6 +42,7 @@ fn rotten_bytes_are_refused_when_the_store_opens() {
     let value = b"a value that is easy to find in the file";
     let rows = vec![("key".into(), Some((&value[..]).into()))];
     store.commit(Batch { rows }).expect("commits");
+    store.persist().expect("persists");
     drop(store);
     let mut bytes = std::fs::read(&path).expect("reads");
     let at = bytes.windows(value.len()).position(|part| part == value).expect("is in the file");

@@ -3,7 +3,8 @@
 //! A write is visible at once and durable with the next sync. [`MemoryFiles::crash`] decides by
 //! chance what becomes of every 512-byte sector that was written since: it is old, new, zeroed or
 //! garbage; and how many of the names' changes since the last sync of the directory are kept, in
-//! their order. Sectors that were not written are never touched.
+//! their order. Sectors that were not written are never touched. The first sector of a file, which
+//! holds what is rewritten in place, is only ever old or new once it was written, as on real disks.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -221,7 +222,9 @@ impl Data {
         after.resize(self.now.len(), 0);
         for sector in std::mem::take(&mut self.dirty) {
             let range = sector_range(sector, after.len());
-            match (whole, rng.below(8)) {
+            let in_place = sector == 0 && after[range.clone()].iter().any(|&byte| byte != 0);
+            let chance = if in_place { rng.below(2) * 7 } else { rng.below(8) };
+            match (whole, chance) {
                 (0, _) => {}
                 (1, _) | (_, 0..4) => after[range.clone()].copy_from_slice(&self.now[range]),
                 (_, 4) => after[range].fill(0),

@@ -80,7 +80,14 @@ fn a_snapshot_does_not_move(store: &impl Store) {
     store.persist().expect("persists");
     assert_eq!(before.get(b"a").expect("reads").as_deref(), Some(&b"1"[..]));
     assert_eq!(keys(before.scan(b"", None)), ["a", "b"]);
+    assert_eq!(keys(before.scan_back(b"", Some(b"c"))), ["b", "a"]);
     assert_eq!(keys(store.snapshot().scan(b"", None)), ["a", "c"]);
+    let between = store.snapshot();
+    store.commit(batch(&[("a", None), ("b", Some("3")), ("c", Some("3"))])).expect("commits");
+    assert_eq!(keys(between.scan(b"", None)), ["a", "c"]);
+    assert_eq!(keys(between.scan_back(b"", None)), ["c", "a"]);
+    assert_eq!(between.get(b"c").expect("reads").as_deref(), Some(&b"2"[..]));
+    assert_eq!(keys(store.scan_back(b"", None)), ["c", "b"]);
 }
 
 fn a_scan_does_not_see_later_batches(store: &impl Store) {
@@ -94,6 +101,7 @@ fn a_scan_does_not_see_later_batches(store: &impl Store) {
 fn it_agrees_with_a_map(store: &impl Store) {
     let mut model = std::collections::BTreeMap::<Bytes, Bytes>::new();
     let mut rng = Rng::new(41);
+    let mut kept = Vec::new();
     for _ in 0..200 {
         let mut batch = Batch::default();
         for _ in 0..rng.below(20) {
@@ -110,6 +118,17 @@ fn it_agrees_with_a_map(store: &impl Store) {
         if rng.below(20) == 0 {
             store.persist().expect("persists");
         }
+        if rng.below(30) == 0 {
+            let rows: Result<Vec<Row>, _> = store.scan(b"", None).collect();
+            kept.push((store.snapshot(), rows.expect("the store reads")));
+        }
+    }
+    for (snapshot, expected) in kept {
+        let rows: Result<Vec<Row>, _> = snapshot.scan(b"", None).collect();
+        assert_eq!(rows.expect("the store reads"), expected, "a snapshot has moved");
+        let back: Result<Vec<Row>, _> = snapshot.scan_back(b"", None).collect();
+        let expected: Vec<Row> = expected.into_iter().rev().collect();
+        assert_eq!(back.expect("the store reads"), expected, "both ways are one");
     }
     let rows: Result<Vec<Row>, _> = store.scan(b"", None).collect();
     assert_eq!(rows.expect("the store reads"), model.clone().into_iter().collect::<Vec<_>>());

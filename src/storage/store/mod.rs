@@ -3,6 +3,8 @@
 //!
 //! One body of tests, [`conformance`], holds for both.
 
+mod backend;
+mod buffer;
 pub mod conformance;
 mod memory;
 mod redb;
