@@ -12,7 +12,7 @@ use crate::{
 
 /// A coordination and event-streaming server on one Raft log, and its command line.
 #[derive(Debug, Parser)]
-#[command(name = "quorate", version, long_version = LONG_VERSION, disable_help_subcommand = true)]
+#[command(name = "quorate", bin_name = "quorate", disable_help_subcommand = true)]
 #[command(version = LONG_VERSION, max_term_width = 100)]
 #[command(
     after_help = "Start a cluster on this machine:\n  quorate up\n\nand in another terminal:\n  quorate status\n  quorate kv put greeting hello\n  quorate lock acquire demo -- sleep 5"

@@ -66,7 +66,7 @@ pub struct AcquireArgs {
     #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = parse_duration)]
     ttl: Duration,
     /// How long to wait in line: forever, 0s to try once, or a duration
-    #[arg(long, default_value = "forever", value_parser = parse_wait)]
+    #[arg(long, default_value = "forever", value_name = "forever|0s|D", value_parser = parse_wait)]
     wait: Wait,
     /// A label for people [default: the user and the process id]
     #[arg(long)]
