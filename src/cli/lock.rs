@@ -29,6 +29,9 @@ use crate::{
 /// How long after its SIGTERM a command is killed when its lock was lost.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// A renewal that has less time than this left is not tried.
+const RENEWAL_MIN: Duration = Duration::from_millis(50);
+
 /// When a person who waits is told so.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -217,9 +220,10 @@ impl Held {
                 lost = &mut lost => break lost,
             }
         };
-        say(&format!("error: {lost}"));
+        say(&lost.to_string());
         child.stop(GRACE).await?;
-        Err(Error::LockLost(format!("{} was stopped", command[0].to_string_lossy())))
+        let (name, command) = (&self.name, command[0].to_string_lossy());
+        Err(Error::LockLost(format!("{command} was stopped, having lost lock {name:?}")))
     }
 
     /// Renews until the lock is lost. The validity counts from before each call, so that this side
@@ -238,11 +242,12 @@ impl Held {
                 Err(error) => {
                     let now = Instant::now();
                     let gone = matches!(error.code(), Code::FailedPrecondition | Code::NotFound);
-                    if gone || now >= valid_until {
+                    if gone || now + RENEWAL_MIN >= valid_until {
+                        sleep_until(if gone { now } else { valid_until }).await;
                         let name = &self.name;
                         return Error::LockLost(format!("lock {name:?} was lost: {error}"));
                     }
-                    next = (now + ttl / 10).min(valid_until);
+                    next = (now + ttl / 10).min(valid_until - RENEWAL_MIN);
                 }
             }
         }

@@ -4,6 +4,7 @@
 //! so that a slow machine fails nothing.
 
 mod basics;
+mod commands;
 mod drain;
 mod up;
 
