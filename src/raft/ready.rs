@@ -78,7 +78,9 @@ pub enum Input {
         installed: Option<LogIndex>,
     },
     /// A leader offers a snapshot whose bytes are received and verified. The core answers with
-    /// [`Ready::install`] or ignores it.
+    /// [`Ready::install`], or ignores it where it holds nothing that is not committed here. A
+    /// driver may install it first; then it skips entries that the snapshot covers, should they
+    /// still be handed out.
     SnapshotReceived {
         /// The leader.
         from: NodeId,

@@ -24,7 +24,9 @@ impl Raft {
         }
     }
 
-    /// Takes the snapshot over, unless it holds nothing that is not committed here already.
+    /// Takes the snapshot over, unless it holds nothing that is not committed here already. What
+    /// it holds is committed, so it does not matter whether its sender still leads; a leader's own
+    /// log has it all.
     pub(crate) fn on_snapshot_received(
         &mut self,
         from: NodeId,
@@ -33,7 +35,8 @@ impl Raft {
         membership: Membership,
         ready: &mut Ready,
     ) {
-        if !self.hear_leader(from, term, ready) || start.index <= self.hard.commit {
+        self.hear_leader(from, term, ready);
+        if self.is_leader() || start.index <= self.hard.commit {
             return;
         }
         let committed = self.hard.commit;
@@ -42,9 +45,11 @@ impl Raft {
             self.durable = self.durable.min(committed);
         }
         self.write.reset_to = Some(start);
-        let index = if kept { self.accepted.index.max(start.index) } else { start.index };
-        let index = if self.accepted.leader_term == term { index } else { start.index };
-        self.accepted = LogMark { leader_term: term, index };
+        // What is committed is in the log of this term's leader, whoever that is.
+        let leader_term = self.hard.term;
+        let more = kept && self.accepted.leader_term == leader_term;
+        let accepted = if more { self.accepted.index } else { LogIndex::ZERO };
+        self.accepted = LogMark { leader_term, index: accepted.max(start.index) };
         self.write.mark = true;
         self.hard.commit = start.index;
         // It replaces the membership in force, and with the log all that were pending (rule 3).

@@ -150,6 +150,21 @@ fn rule_03_a_stale_snapshot_changes_nothing() {
 }
 
 #[test]
+fn rule_03_a_snapshot_of_a_former_leader_is_taken_all_the_same() {
+    let mut network = Network::new(3);
+    network.inject(3, 1, heartbeat(4, 0));
+    let start = LogStart { index: i(9), term: t(1), time: LogTime::ZERO };
+    let snapshot = Snapshot { start, membership: voters(3), state: Vec::new() };
+    network.receive_snapshot(n(2), n(1), t(1), snapshot);
+    let status = network.raft(1).status();
+    assert_eq!(
+        (status.commit, status.leader),
+        (i(9), Some(n(3))),
+        "and its sender is not followed"
+    );
+}
+
+#[test]
 fn rule_04_a_vote_request_is_evidence_that_one_is_a_voter() {
     // Member 3 was promoted, but has not heard of it.
     let membership = Membership { learners: [n(3)].into(), ..voters(2) };
@@ -375,6 +390,9 @@ fn rule_13_no_append_is_acknowledged_before_it_is_durable() {
 #[test]
 fn rule_13_a_snapshot_is_not_acknowledged_before_the_log_has_recorded_it() {
     let mut network = Network::new(3);
+    network.inject(2, 1, heartbeat(1, 0));
+    network.persist(1);
+    network.sent(1);
     let start = LogStart { index: i(9), term: t(1), time: LogTime::ZERO };
     let snapshot = Snapshot { start, membership: voters(3), state: Vec::new() };
     network.receive_snapshot(n(2), n(1), t(1), snapshot);
