@@ -70,6 +70,15 @@ pub struct NodeArgs {
     /// How many bytes of applied log are kept for followers that lag [default: 33554432]
     #[arg(long, value_name = "BYTES", env = "QUORATE_RETAINED_LOG_BYTES", hide_env_values = true)]
     retained_log_bytes: Option<u64>,
+    /// How many reads and changes may be open at once; more are refused [default: 4096]
+    #[arg(long, value_name = "N", env = "QUORATE_CALLS_MAX", hide_env_values = true)]
+    calls_max: Option<usize>,
+    /// How many calls may wait for a lock at once [default: 16384]
+    #[arg(long, value_name = "N", env = "QUORATE_WAITS_MAX", hide_env_values = true)]
+    waits_max: Option<usize>,
+    /// How many streams may be open at once [default: 16384]
+    #[arg(long, value_name = "N", env = "QUORATE_STREAMS_MAX", hide_env_values = true)]
+    streams_max: Option<usize>,
     /// Stop when standard input closes; `up` passes it
     #[arg(long, hide = true)]
     stop_on_stdin_close: bool,
@@ -125,6 +134,9 @@ impl NodeArgs {
             election_timeout_min: self.election_timeout_min,
             election_timeout_max: self.election_timeout_max,
             retained_log_bytes: self.retained_log_bytes,
+            calls_max: self.calls_max,
+            waits_max: self.waits_max,
+            streams_max: self.streams_max,
         }
     }
 }

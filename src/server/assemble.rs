@@ -79,7 +79,7 @@ impl Server {
             node = %config.id, client = %addresses.client, peer = %addresses.peer,
             admin = %addresses.admin, "serving"
         );
-        Ok(Self::serve(bound, running, transport, metrics).await)
+        Ok(Self::serve(bound, running, transport, metrics, config.limits).await)
     }
 
     async fn serve(
@@ -87,6 +87,7 @@ impl Server {
         running: Running,
         transport: Arc<PeerTransport>,
         metrics: Metrics,
+        limits: Limits,
     ) -> Self {
         let handle = running.handle().clone();
         let (leaving, closing, ended) =
@@ -97,7 +98,7 @@ impl Server {
             handle.clone(),
             Arc::clone(&transport),
             ending.streams.clone(),
-            Limits::default(),
+            limits,
         );
         let layer = RequestLayer::new(metrics.clone(), ending.clone());
         let clients = listeners::serve_clients(bound.client, side.routes, layer, closing.clone());
@@ -184,6 +185,8 @@ fn open(
             election_timeout_min: config.election_timeout_min,
             election_timeout_max: config.election_timeout_max,
             retained_log_bytes: config.retained_log_bytes,
+            calls_max: config.limits.calls_max,
+            waiters_max: config.limits.waits_max,
             ..Tuning::default()
         },
         metrics,

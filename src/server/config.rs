@@ -7,7 +7,10 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use serde::Deserialize;
 
-use crate::types::{Duration, NodeId};
+use crate::{
+    services::Limits,
+    types::{Duration, NodeId},
+};
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -58,6 +61,13 @@ pub struct Config {
     pub election_timeout_max: Duration,
     /// How many bytes of applied log are kept for followers that lag; at least 1 MiB.
     pub retained_log_bytes: u64,
+    /// How many reads and changes may be open at this node at once; further ones are refused as
+    /// overload. At least 1; so are the next two.
+    pub calls_max: usize,
+    /// How many calls may wait for a lock at this node at once.
+    pub waits_max: usize,
+    /// How many streams may be open at this node at once.
+    pub streams_max: usize,
 }
 
 impl Default for Config {
@@ -80,6 +90,9 @@ impl Default for Config {
             election_timeout_min: Duration::from_millis(300),
             election_timeout_max: Duration::from_millis(600),
             retained_log_bytes: 32 << 20,
+            calls_max: 4_096,
+            waits_max: 16_384,
+            streams_max: 16_384,
         }
     }
 }
@@ -101,6 +114,7 @@ pub struct ValidConfig {
     pub(crate) election_timeout_min: Duration,
     pub(crate) election_timeout_max: Duration,
     pub(crate) retained_log_bytes: u64,
+    pub(crate) limits: Limits,
 }
 
 /// Why a configuration was refused. Each text names the setting and what it must be.
@@ -141,6 +155,7 @@ impl Config {
             return refuse("--data-dir", "say where this node keeps its data");
         }
         self.check_times()?;
+        let limits = self.limits()?;
         let id = NodeId::new(self.id);
         let listen = self.listener("--listen", &self.listen)?;
         let peer_listen = self.listener("--peer-listen", &self.peer_listen)?;
@@ -174,6 +189,7 @@ impl Config {
             election_timeout_min: self.election_timeout_min,
             election_timeout_max: self.election_timeout_max,
             retained_log_bytes: self.retained_log_bytes,
+            limits,
         })
     }
 
@@ -192,6 +208,19 @@ impl Config {
             return refuse("--retained-log-bytes", "must be at least 1 MiB (1048576)");
         }
         Ok(())
+    }
+
+    fn limits(&self) -> Result<Limits, ConfigError> {
+        let Self { calls_max, waits_max, streams_max, .. } = *self;
+        let limits = [
+            ("--calls-max", calls_max),
+            ("--waits-max", waits_max),
+            ("--streams-max", streams_max),
+        ];
+        if let Some((setting, _)) = limits.into_iter().find(|(_, max)| *max == 0) {
+            return refuse(setting, "must be at least 1");
+        }
+        Ok(Limits { calls_max, waits_max, streams_max })
     }
 
     fn listener(&self, setting: &'static str, text: &str) -> Result<SocketAddr, ConfigError> {
@@ -338,5 +367,8 @@ mod tests {
             refusal(|c| c.election_timeout_max = ms(300)).starts_with("--election-timeout-max")
         );
         assert!(refusal(|c| c.retained_log_bytes = 0).starts_with("--retained-log-bytes"));
+        assert!(refusal(|c| c.calls_max = 0).starts_with("--calls-max"));
+        assert!(refusal(|c| c.waits_max = 0).starts_with("--waits-max"));
+        assert!(refusal(|c| c.streams_max = 0).starts_with("--streams-max"));
     }
 }

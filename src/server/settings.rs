@@ -55,6 +55,12 @@ pub struct Settings {
     pub election_timeout_max: Option<Duration>,
     /// [`Config::retained_log_bytes`].
     pub retained_log_bytes: Option<u64>,
+    /// [`Config::calls_max`].
+    pub calls_max: Option<usize>,
+    /// [`Config::waits_max`].
+    pub waits_max: Option<usize>,
+    /// [`Config::streams_max`].
+    pub streams_max: Option<usize>,
 }
 
 macro_rules! first {
@@ -96,7 +102,7 @@ impl Settings {
         first!(upper, lower; id, data_dir, listen, peer_listen, admin_listen, advertise,
             peer_advertise, bootstrap, initial_cluster, insecure_listen, log_format, log_level,
             stop_on_stdin_close, heartbeat_interval, election_timeout_min, election_timeout_max,
-            retained_log_bytes)
+            retained_log_bytes, calls_max, waits_max, streams_max)
     }
 
     /// This layer on top of the defaults.
@@ -106,7 +112,7 @@ impl Settings {
         fill!(settings, defaults; id, data_dir, listen, peer_listen, admin_listen, advertise,
             peer_advertise, bootstrap, initial_cluster, insecure_listen, log_format, log_level,
             stop_on_stdin_close, heartbeat_interval, election_timeout_min, election_timeout_max,
-            retained_log_bytes)
+            retained_log_bytes, calls_max, waits_max, streams_max)
     }
 }
 

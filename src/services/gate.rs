@@ -39,7 +39,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { calls_max: 8_192, waits_max: 16_384, streams_max: 16_384 }
+        Self { calls_max: 4_096, waits_max: 16_384, streams_max: 16_384 }
     }
 }
 
