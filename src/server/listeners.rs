@@ -11,9 +11,11 @@ use tonic::{service::Routes, transport::Server};
 use tonic_health::ServingStatus;
 
 use crate::{
-    pb::DESCRIPTORS,
     server::{Error, requests::RequestLayer},
-    services::peer::{self, PeerTransport},
+    services::{
+        peer::{self, PeerTransport},
+        reflection,
+    },
     types::Duration,
 };
 
@@ -39,19 +41,8 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr
 pub(crate) async fn peer_routes(transport: &PeerTransport) -> Routes {
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_service_status(RAFT_SERVICE, ServingStatus::Serving).await;
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .with_service_name("grpc.health.v1.Health")
-            .with_service_name(RAFT_SERVICE)
-    };
-    let whole = "the descriptors of our own protos are whole";
-    Routes::new(transport.service())
-        .add_service(health)
-        .add_service(reflection().build_v1().expect(whole))
-        .add_service(reflection().build_v1alpha().expect(whole))
-        .prepare()
+    let routes = Routes::new(transport.service()).add_service(health);
+    reflection::add(routes, &[RAFT_SERVICE]).prepare()
 }
 
 /// Serves clients until `stop`, then until the last connection is done.

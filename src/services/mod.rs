@@ -14,6 +14,7 @@ mod health;
 mod kv;
 mod lock;
 pub mod peer;
+pub(crate) mod reflection;
 mod routes;
 mod session;
 mod snapshot;

@@ -10,7 +10,7 @@ use tonic::service::Routes;
 use crate::{
     node::Handle,
     pb::{
-        self, cluster::v1::cluster_service_server::ClusterServiceServer,
+        cluster::v1::cluster_service_server::ClusterServiceServer,
         discovery::v1::discovery_service_server::DiscoveryServiceServer,
         event::v1::event_service_server::EventServiceServer,
         kv::v1::kv_service_server::KvServiceServer,
@@ -26,6 +26,7 @@ use crate::{
         health::{self, Health},
         kv::Kv,
         lock::Locks,
+        reflection,
         session::Sessions,
     },
 };
@@ -75,32 +76,7 @@ pub fn client_side<P: Peers>(
         .add_service(server!(SessionServiceServer, Sessions(context.clone())))
         .add_service(server!(ClusterServiceServer, Cluster { context, peers }))
         .add_service(health_service);
-    let router = with_reflection(routes).into_axum_router();
+    let router = reflection::add(routes, &health::SERVICES).into_axum_router();
     let router = router.layer(from_fn_with_state(gate, gate::pass));
     ClientSide { routes: Routes::from(router).prepare(), health: Health::new(reporter) }
-}
-
-/// Adds both versions of the reflection service: tools still ask for the older one.
-fn with_reflection(routes: Routes) -> Routes {
-    let reflection = || {
-        let builder = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(pb::DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .with_service_name("grpc.health.v1.Health");
-        health::SERVICES.into_iter().fold(builder, |builder, name| builder.with_service_name(name))
-    };
-    const WHOLE: &str = "the descriptors of our own protos are whole";
-    routes
-        .add_service(reflection().build_v1().expect(WHOLE))
-        .add_service(reflection().build_v1alpha().expect(WHOLE))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reflection_is_built_from_our_descriptors() {
-        let _ = with_reflection(Routes::default());
-    }
 }
