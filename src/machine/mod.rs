@@ -37,5 +37,6 @@ pub use effect::{Applied, Change, ChangeKind, SessionEffect, Space};
 pub use head::Head;
 pub use outcome::refusal;
 pub use snapshot::{SnapshotError, SnapshotLoader, SnapshotWriter};
+pub(crate) use validate::COMMAND_BYTES_MAX;
 pub use validate::{validate, validate_range};
 pub use view::{SessionInfo, View};

@@ -20,11 +20,17 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::{
-    machine::refusal,
+    machine::{COMMAND_BYTES_MAX as REQUEST_BYTES_MAX, refusal},
     pb::command::v1::Reason,
     services::deadline::{self, Deadline},
     wire::status::from_refusal,
 };
+
+/// OUT_OF_RANGE as it stands in the headers.
+const OUT_OF_RANGE: &str = "11";
+
+/// Where a status has its details.
+const STATUS_DETAILS: &str = "grpc-status-details-bin";
 
 /// How many calls a node serves at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,7 +169,20 @@ pub(crate) async fn pass(
         None => run.await,
     };
     drop(permit);
-    response
+    if is_too_large_to_decode(&response) { answer(too_large()) } else { response }
+}
+
+/// Whether tonic refused to decode the request. It answers OUT_OF_RANGE then, without details; every
+/// OUT_OF_RANGE of ours has some.
+fn is_too_large_to_decode(response: &Response) -> bool {
+    let headers = response.headers();
+    let code = headers.get(Status::GRPC_STATUS);
+    code.is_some_and(|code| code == OUT_OF_RANGE) && !headers.contains_key(STATUS_DETAILS)
+}
+
+fn too_large() -> Status {
+    let sentence = format!("the request is larger than {REQUEST_BYTES_MAX} bytes");
+    from_refusal(refusal(Reason::TooLarge, sentence).with("limit", REQUEST_BYTES_MAX))
 }
 
 fn answer(status: Status) -> Response {
