@@ -6,11 +6,15 @@ use tokio::{task::JoinSet, time::Instant};
 use tonic::{Request, Response, Status};
 
 use crate::{
+    machine::refusal,
     node::Peer,
-    pb::cluster::v1::{
-        NodeStatus, StateHashRequest, StateHashResponse, StatusRequest, StatusResponse,
-        TransferLeadershipRequest, TransferLeadershipResponse,
-        cluster_service_server::ClusterService,
+    pb::{
+        cluster::v1::{
+            NodeStatus, StateHashRequest, StateHashResponse, StatusRequest, StatusResponse,
+            TransferLeadershipRequest, TransferLeadershipResponse,
+            cluster_service_server::ClusterService,
+        },
+        command::v1::{Reason, Refusal},
     },
     services::{
         call::{Context, read},
@@ -96,10 +100,21 @@ impl<P: Peers> ClusterService for Cluster<P> {
         let target = NodeId::new(request.into_inner().target_id);
         let target = (!target.is_zero()).then_some(target);
         let transferred = self.context.node.transfer(target, call.deadline).await;
-        let (leader, term) = transferred.map_err(|refusal| self.context.refused(refusal))?;
+        let (leader, term) = transferred.map_err(|refusal| match target {
+            Some(target) if refusal.reason() == Reason::NotAVoter => {
+                from_refusal(not_a_voter(target))
+            }
+            _ => self.context.refused(refusal),
+        })?;
         let (leader_id, term) = (leader.value(), term.value());
         Ok(Response::new(TransferLeadershipResponse { leader_id, term }))
     }
+}
+
+fn not_a_voter(target: NodeId) -> Refusal {
+    let sentence =
+        format!("node {target} is not a voter of this cluster: see `quorate status` for those");
+    refusal(Reason::NotAVoter, sentence)
 }
 
 /// Asks nodes all at once; who does not answer is listed with the reason.
