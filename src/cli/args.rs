@@ -42,9 +42,9 @@ pub struct Globals {
     #[arg(long, global = true, env = "QUORATE_TIMEOUT", hide_env_values = true)]
     #[arg(value_name = "DURATION", value_parser = parse_duration)]
     pub timeout: Option<Duration>,
-    /// How answers are printed [default: table]
+    /// How answers are printed: table, json (a line a message for streams) or jsonl [default: table]
     #[arg(short, long, global = true, env = "QUORATE_OUTPUT", hide_env_values = true)]
-    #[arg(value_name = "FORMAT")]
+    #[arg(value_name = "FORMAT", hide_possible_values = true)]
     pub output: Option<OutputFormat>,
     /// A TOML file with settings; flags and variables come before it
     #[arg(long, global = true, env = "QUORATE_CONFIG", hide_env_values = true)]

@@ -49,8 +49,9 @@ pub struct NodeArgs {
     /// Permit to listen beyond loopback, without TLS
     #[arg(long, env = "QUORATE_INSECURE_LISTEN", hide_env_values = true)]
     insecure_listen: bool,
-    /// How log lines are written [default: text]
+    /// How log lines are written: text or json [default: text]
     #[arg(long, value_name = "FORMAT", env = "QUORATE_LOG_FORMAT", hide_env_values = true)]
+    #[arg(hide_possible_values = true)]
     log_format: Option<LogFormatArg>,
     /// What is logged: a level, or directives such as info,quorate::raft=debug [default: info]
     #[arg(long, value_name = "LEVEL", env = "QUORATE_LOG_LEVEL", hide_env_values = true)]
