@@ -201,12 +201,20 @@ impl Calls {
         }
     }
 
-    /// The queued calls that have waited too long: past their deadline, or `patience` without a
-    /// leader.
-    pub(crate) fn impatient(&mut self, now: Instant, patience: Duration) -> Vec<Call> {
+    /// The queued calls that have waited too long: `patience` without a leader, or until `spare`
+    /// before their deadline. So the answer is that they were certainly not carried out; at the
+    /// deadline itself the caller could only be told that the outcome is unknown.
+    pub(crate) fn impatient(
+        &mut self,
+        now: Instant,
+        patience: Duration,
+        spare: Duration,
+    ) -> Vec<Call> {
         let late = self.queue.iter().copied().filter(|sequence| {
             self.calls.get(sequence).is_some_and(|tracked| match tracked.state {
-                State::Queued { since } => since.after(patience).min(tracked.call.deadline) <= now,
+                State::Queued { since } => {
+                    since.after(patience) <= now || tracked.call.deadline <= now.after(spare)
+                }
                 _ => false,
             })
         });
@@ -261,12 +269,12 @@ mod tests {
     }
 
     #[test]
-    fn a_call_without_a_leader_is_refused_after_the_patience_or_at_its_deadline() {
+    fn a_call_without_a_leader_is_refused_after_the_patience_or_shortly_before_its_deadline() {
         let mut calls = Calls::default();
         calls.insert(at(0), propose(1));
-        calls.insert(at(0), Call { deadline: at(5), ..propose(2) });
+        calls.insert(at(0), Call { deadline: at(7), ..propose(2) });
         let late = |calls: &mut Calls, now| {
-            let late = calls.impatient(now, Duration::from_millis(10));
+            let late = calls.impatient(now, Duration::from_millis(10), Duration::from_millis(2));
             late.iter().map(|call| call.sequence).collect::<Vec<_>>()
         };
         assert_eq!(late(&mut calls, at(4)), [0; 0]);

@@ -341,7 +341,9 @@ impl Replica {
 
     /// Refuses the calls that waited for a leader in vain.
     pub(super) fn refuse_impatient(&mut self, now: Instant, jobs: &mut Jobs) {
-        for call in self.calls.impatient(now, self.config.patience) {
+        // Queued calls are looked at every heartbeat interval at least.
+        let spare = self.config.raft.heartbeat_interval * 2;
+        for call in self.calls.impatient(now, self.config.patience, spare) {
             if !is_internal(call.sequence) {
                 let words = "no leader has a quorum: check that a majority of the nodes runs and \
                              that they reach each other";
