@@ -182,7 +182,10 @@ impl<'a> Attempts<'a> {
         self.failures += 1;
         let all_asked = self.failures.is_multiple_of(pool.len());
         let pause = self.backoff.pause(error.retry_after().filter(|_| all_asked && !led));
-        self.last = Some(error);
+        // What a node says tells more than that others are not reached.
+        if !error.reason().is_empty() || self.last.as_ref().is_none_or(|l| l.reason().is_empty()) {
+            self.last = Some(error);
+        }
         let outage_since = *self.outage_since.get_or_insert(now);
         let give_up_at = match self.limit {
             Limit::Within(_) => self.deadline.expect("a call within a span has a deadline"),

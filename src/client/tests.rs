@@ -228,6 +228,17 @@ async fn what_no_node_takes_is_refused_for_certain() {
 }
 
 #[tokio::test]
+async fn the_word_of_a_node_that_answers_outlives_those_that_do_not() {
+    let refusals = std::iter::repeat_n(Turn::Refuse(unavailable("NO_QUORUM", None)), 1_000);
+    let node = Node::start(refusals).await;
+    let client = client(&[node.endpoint(), "127.0.0.1:1".to_owned()], Duration::from_millis(300));
+    for _ in 0..4 {
+        let error = put(&client).await.expect_err("nobody takes it");
+        assert_eq!((error.reason(), error.outcome_unknown()), ("NO_QUORUM", false), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_change_is_sent_again_with_its_id_when_the_connection_breaks() {
     let node = Node::start([Turn::Break, Turn::Answer]).await;
     let client = client(&[node.endpoint()], LIMIT);
