@@ -1,7 +1,7 @@
 //! The admin listener: health and metrics over plain HTTP, for probes and scrapers.
 //!
 //! `/livez` says that the process answers and never depends on a quorum, because restarting a node
-//! that lost its quorum only makes things worse. `/readyz` says whether to send clients here.
+//! that lost its quorum only makes things worse. `/readyz`, or `/health`, says whether to send clients here.
 
 use std::sync::{
     Arc,
@@ -26,6 +26,11 @@ use crate::{
 
 /// How many committed entries a ready node may have yet to apply.
 const LAG_ENTRIES_MAX: u64 = 1_000;
+
+/// What is to be seen here, for a person who opens the address.
+const PAGES: &str = "/livez    whether the process answers\n\
+                     /readyz   whether clients should be sent here, and why not; also /health\n\
+                     /metrics  for a scraper\n";
 
 /// Whether clients should be sent to this node, and why not: the body of `/readyz`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,8 +105,10 @@ impl Health {
 /// The pages.
 pub(crate) fn router(health: Health) -> Router {
     Router::new()
+        .route("/", get(async || PAGES))
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
+        .route("/health", get(readyz))
         .route("/metrics", get(metrics))
         .with_state(health)
 }
