@@ -39,12 +39,20 @@ async fn without_a_quorum_nothing_is_proposed_and_stale_reads_work() {
 
     let before = node.footprint().await;
     let (gone, reason) = (Code::Unavailable, "NO_QUORUM");
-    refused("put", node.kv.put(put("a", "2")).await, gone, reason);
-    refused("range", node.get("a", false).await, gone, reason);
-    refused("append", node.event.append(append()).await, gone, reason);
+    // Each is refused only when the node's patience for a leader is over: all are asked at once.
     let acquire = AcquireRequest { name: "l".to_owned(), ..Default::default() };
-    refused("acquire", node.lock.acquire(acquire).await, gone, reason);
-    let opened = node.session.open_session(OpenSessionRequest::default()).await;
+    let [mut kv, mut read, mut event, mut lock, mut session] = [(); 5].map(|()| node.clone());
+    let (put_again, range, appended, acquired, opened) = tokio::join!(
+        kv.kv.put(put("a", "2")),
+        read.get("a", false),
+        event.event.append(append()),
+        lock.lock.acquire(acquire),
+        session.session.open_session(OpenSessionRequest::default()),
+    );
+    refused("put", put_again, gone, reason);
+    refused("range", range, gone, reason);
+    refused("append", appended, gone, reason);
+    refused("acquire", acquired, gone, reason);
     refused("open session", opened, gone, reason);
     let mut short = tonic::Request::new(put("a", "3"));
     short.set_timeout(Duration::from_secs(1));
@@ -52,7 +60,7 @@ async fn without_a_quorum_nothing_is_proposed_and_stale_reads_work() {
     refused("put within less than a node's patience", answer, gone, reason);
     assert_eq!(node.footprint().await, before, "refusals changed something");
     let cli = Cli::of(&cluster);
-    let told = cli.fails(&["kv", "put", "a", "4"], 78).await;
+    let told = cli.fails(&["--timeout", "3s", "kv", "put", "a", "4"], 78).await;
     assert!(told.contains("no leader has a quorum"), "a node that answers is believed: {told}");
 
     let stale = RangeRequest { key: "a".into(), stale: true, ..Default::default() };
