@@ -12,7 +12,7 @@ use std::{
     process::{ExitStatus, Stdio},
 };
 
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 use tokio::process::{Child, ChildStdin, Command};
 
 use crate::{server::Addresses, types::Duration};
@@ -127,23 +127,37 @@ impl NodeProcess {
         }
     }
 
+    /// Stops it where it stands, and waits until no thread of it runs any more: the signal alone
+    /// only asks for that. Returns at once where it has ended.
+    pub(crate) fn freeze(&mut self) {
+        self.signal(Signal::STOP);
+        let look = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG;
+        let pid = self.pid;
+        blink_until(|| !matches!(waitid(WaitId::Pid(pid), look), Ok(None)));
+    }
+
     /// Kills it and waits, without a runtime, until it is gone and holds no file any more.
     pub(crate) fn kill_and_reap(&mut self) {
         self.signal(Signal::KILL);
-        let mut left = REAP_LIMIT;
-        while matches!(self.child.try_wait(), Ok(None)) && !left.is_zero() {
-            #[expect(clippy::disallowed_methods, reason = "a drop has no runtime to wait on")]
-            std::thread::sleep(REAP_INTERVAL);
-            left = left.saturating_sub(REAP_INTERVAL);
-        }
+        blink_until(|| !matches!(self.child.try_wait(), Ok(None)));
     }
 }
 
-/// How long a killed process may take to be gone.
-const REAP_LIMIT: Duration = Duration::from_secs(5);
+/// How long a process may take to obey a signal that it cannot refuse.
+const OBEY_LIMIT: Duration = Duration::from_secs(5);
 
 /// How often it is looked at meanwhile.
-const REAP_INTERVAL: Duration = Duration::from_millis(2);
+const BLINK: Duration = Duration::from_millis(1);
+
+/// Looks again and again whether a process has obeyed, and gives up at the limit.
+fn blink_until(mut obeyed: impl FnMut() -> bool) {
+    let mut left = OBEY_LIMIT;
+    while !obeyed() && !left.is_zero() {
+        #[expect(clippy::disallowed_methods, reason = "a drop has no runtime to wait on")]
+        std::thread::sleep(BLINK);
+        left = left.saturating_sub(BLINK);
+    }
+}
 
 /// A word as a shell reads it back unchanged.
 fn shell_word(word: &str) -> String {
@@ -209,5 +223,28 @@ mod tests {
         assert_eq!(node.wait().await.expect("it ended").code(), Some(3));
         assert_eq!(spec.last_words().as_deref(), Some("closed"));
         node.signal(Signal::KILL);
+    }
+
+    #[tokio::test]
+    async fn a_frozen_child_does_nothing_until_it_is_let_go_on() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let program = dir.path().join("fake");
+        let script = "#!/bin/sh\nwhile :; do echo busy >&2; done\n";
+        fs::write(&program, script).expect("written");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(&program, mode).expect("executable");
+        let spec = spec(&dir.path().join("node"));
+        let mut node = spec.spawn(&program).expect("started");
+        let said = || fs::metadata(spec.log()).map_or(0, |log| log.len());
+        node.freeze();
+        let before = said();
+        let early = tokio::time::timeout(std::time::Duration::from_millis(20), node.wait()).await;
+        assert!(early.is_err(), "it has not ended");
+        assert_eq!(said(), before, "it went on");
+        node.signal(Signal::CONT);
+        blink_until(|| said() > before);
+        assert!(said() > before, "it does not go on");
+        node.kill_and_reap();
+        node.freeze();
     }
 }

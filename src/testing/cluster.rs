@@ -218,7 +218,8 @@ impl Cluster {
         self.member_mut(id).state = state;
     }
 
-    /// Stops a process where it stands (SIGSTOP), without its knowing.
+    /// Stops a process where it stands (SIGSTOP), without its knowing. When this returns, no thread
+    /// of it runs.
     ///
     /// # Panics
     /// Where the node does not run as a process: this process cannot be stopped in part.
@@ -299,7 +300,11 @@ impl Cluster {
         let State::Process { process, paused } = &mut self.member_mut(id).state else {
             panic!("node {id} does not run as a process");
         };
-        process.signal(if pause { Signal::STOP } else { Signal::CONT });
+        if pause {
+            process.freeze();
+        } else {
+            process.signal(Signal::CONT);
+        }
         *paused = pause;
     }
 

@@ -17,6 +17,7 @@ use crate::{
         up::{Error, UpOptions},
     },
     server::Addresses,
+    types::Duration,
 };
 
 /// What is known of the cluster, in its directory.
@@ -33,6 +34,10 @@ const VERSION: u32 = 1;
 
 /// How many names a temporary directory may find taken.
 const TEMPORARY_ATTEMPTS: u32 = 100;
+
+/// How often the lock is tried for, and how long to wait in between.
+const LOCK_ATTEMPTS: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -195,7 +200,7 @@ fn lock(dir: &Path) -> Result<fs::File, Error> {
         .write(true)
         .open(&file)
         .map_err(|why| cannot(&file, "be written", &why))?;
-    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+    if !try_lock(&lock) {
         let holder = fs::read_to_string(&file).unwrap_or_default();
         let holder = holder.trim();
         let by = if holder.is_empty() { String::new() } else { format!(" (process {holder})") };
@@ -207,6 +212,19 @@ fn lock(dir: &Path) -> Result<fs::File, Error> {
     fs::write(&file, format!("{}\n", std::process::id()))
         .map_err(|why| cannot(&file, "be written", &why))?;
     Ok(lock)
+}
+
+/// Tries for a moment: a child that was forked and has not begun its program yet holds a copy of
+/// every lock of its parent.
+fn try_lock(file: &fs::File) -> bool {
+    for _ in 0..LOCK_ATTEMPTS {
+        if flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return true;
+        }
+        #[expect(clippy::disallowed_methods, reason = "nothing else is under way yet")]
+        std::thread::sleep(LOCK_PAUSE);
+    }
+    false
 }
 
 fn read_cluster(dir: &Path) -> Result<Option<ClusterFile>, Error> {
