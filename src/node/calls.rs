@@ -51,7 +51,7 @@ pub(crate) enum Reply {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
     /// Waits for a leader.
-    Queued { since: Instant },
+    Queued,
     /// On its way to a leader of this term, or in that leader's log.
     Sent { leader: NodeId, term: Term },
     /// Parked in the state machine with a session that this node renews.
@@ -62,6 +62,8 @@ enum State {
 struct Tracked {
     call: Call,
     state: State,
+    /// Since when it waits for a leader, or waited when it was sent.
+    since: Instant,
 }
 
 /// All open calls.
@@ -83,7 +85,7 @@ impl Calls {
     /// Takes a call in.
     pub(crate) fn insert(&mut self, now: Instant, call: Call) {
         let sequence = call.sequence;
-        self.calls.insert(sequence, Tracked { call, state: State::Queued { since: now } });
+        self.calls.insert(sequence, Tracked { call, state: State::Queued, since: now });
         self.queue.insert(sequence);
     }
 
@@ -118,7 +120,16 @@ impl Calls {
     /// A call was certainly not carried out: it waits for a leader again.
     pub(crate) fn requeue(&mut self, now: Instant, sequence: u64) {
         if let Some(tracked) = self.calls.get_mut(&sequence) {
-            tracked.state = State::Queued { since: now };
+            tracked.since = now;
+            tracked.state = State::Queued;
+            self.queue.insert(sequence);
+        }
+    }
+
+    /// A call did not leave this node: it goes on waiting, as if it had not been sent.
+    pub(crate) fn take_back(&mut self, sequence: u64) {
+        if let Some(tracked) = self.calls.get_mut(&sequence) {
+            tracked.state = State::Queued;
             self.queue.insert(sequence);
         }
     }
@@ -180,8 +191,7 @@ impl Calls {
     /// outcome is unknown.
     pub(crate) fn overtaken(&mut self) -> Vec<u64> {
         let lost = self.calls.iter().filter(|(_, tracked)| {
-            matches!(tracked.call.kind, CallKind::Propose { .. })
-                && !matches!(tracked.state, State::Queued { .. })
+            matches!(tracked.call.kind, CallKind::Propose { .. }) && tracked.state != State::Queued
         });
         let lost: Vec<u64> = lost.map(|(&sequence, _)| sequence).collect();
         for &sequence in &lost {
@@ -211,11 +221,8 @@ impl Calls {
         spare: Duration,
     ) -> Vec<Call> {
         let late = self.queue.iter().copied().filter(|sequence| {
-            self.calls.get(sequence).is_some_and(|tracked| match tracked.state {
-                State::Queued { since } => {
-                    since.after(patience) <= now || tracked.call.deadline <= now.after(spare)
-                }
-                _ => false,
+            self.calls.get(sequence).is_some_and(|Tracked { call, since, .. }| {
+                since.after(patience) <= now || call.deadline <= now.after(spare)
             })
         });
         let late: Vec<u64> = late.collect();

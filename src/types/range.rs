@@ -43,12 +43,6 @@ impl KeyRange {
         Self { start: Bytes::copy_from_slice(prefix), end }
     }
 
-    /// The end's wire form, for `range_end` fields.
-    #[must_use]
-    pub fn wire_end(&self) -> Bytes {
-        self.end.clone().unwrap_or_else(|| Bytes::from_static(&[0]))
-    }
-
     /// Whether the key lies in the range.
     #[must_use]
     pub fn contains(&self, key: &[u8]) -> bool {

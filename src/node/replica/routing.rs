@@ -190,7 +190,7 @@ impl Replica {
         let reads = request.reads.iter().map(|read| read.sequence);
         let renewals = request.renewals.iter().map(|renew| renew.sequence);
         for sequence in proposals.chain(reads).chain(renewals).chain([request.transfer_sequence]) {
-            self.calls.requeue(now, sequence);
+            self.calls.take_back(sequence);
         }
         self.retry_at = now.after(FORWARD_RETRY);
     }
@@ -343,15 +343,28 @@ impl Replica {
     pub(super) fn refuse_impatient(&mut self, now: Instant, jobs: &mut Jobs) {
         // Queued calls are looked at every heartbeat interval at least.
         let spare = self.config.raft.heartbeat_interval * 2;
+        let elsewhere = self.status.leader.filter(|&leader| leader != self.config.raft.id);
         for call in self.calls.impatient(now, self.config.patience, spare) {
-            if !is_internal(call.sequence) {
-                let words = "no leader has a quorum: check that a majority of the nodes runs and \
-                             that they reach each other";
-                let refusal = refusal(Reason::NoQuorum, words)
-                    .with("node_id", self.config.raft.id)
-                    .with("term", self.status.term);
-                jobs.replies.push((call.sequence, Reply::Refused(refusal)));
+            if is_internal(call.sequence) {
+                continue;
             }
+            let refusal = match elsewhere {
+                Some(leader) => {
+                    let words = format!(
+                        "this node does not lead and does not reach node {leader}, which does: \
+                         ask that node"
+                    );
+                    refusal(Reason::NotLeader, words).with("leader_id", leader)
+                }
+                None => refusal(
+                    Reason::NoQuorum,
+                    "no leader has a quorum: check that a majority of the nodes runs and that \
+                     they reach each other",
+                ),
+            };
+            let refusal =
+                refusal.with("node_id", self.config.raft.id).with("term", self.status.term);
+            jobs.replies.push((call.sequence, Reply::Refused(refusal)));
         }
     }
 

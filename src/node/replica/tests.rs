@@ -12,7 +12,9 @@ use crate::{
     machine::{Applied, Machine, MachineConfig, View, testing::MapStore},
     node::{
         calls::{Call, CallKind, Reply},
-        replica::{AppliedReport, Event, Jobs, Recovered, Replica, ReplicaConfig, WalJob},
+        replica::{
+            AppliedReport, Event, Installed, Jobs, Recovered, Replica, ReplicaConfig, WalJob,
+        },
     },
     pb::{
         command::v1::{Command, Origin, Outcome, Reason, RegisterMember, command, outcome},
@@ -42,6 +44,8 @@ struct World {
     nodes: BTreeMap<NodeId, Node>,
     /// Pairs that cannot speak, in either direction.
     cut: BTreeSet<(NodeId, NodeId)>,
+    /// Pairs of which the first cannot pass requests on to the second.
+    deaf: BTreeSet<(NodeId, NodeId)>,
     sequence: u64,
 }
 
@@ -84,7 +88,13 @@ impl World {
             (n(id), node)
         };
         let nodes = (1..=3).map(node).collect();
-        Self { now: Instant::from_nanos(1), nodes, cut: BTreeSet::new(), sequence: 0 }
+        Self {
+            now: Instant::from_nanos(1),
+            nodes,
+            cut: BTreeSet::new(),
+            deaf: BTreeSet::new(),
+            sequence: 0,
+        }
     }
 
     fn wall(&self) -> LogTime {
@@ -141,7 +151,8 @@ impl World {
             self.deliver(id, to, Event::Message { from: id, message });
         }
         for (to, request) in jobs.forwards {
-            if !self.deliver(id, to, Event::Forwarded { from: id, request: request.clone() }) {
+            let event = Event::Forwarded { from: id, request: request.clone() };
+            if self.deaf.contains(&(id, to)) || !self.deliver(id, to, event) {
                 let node = self.nodes.get_mut(&id).expect("three nodes");
                 node.inbox.push_back(Event::NotForwarded { request });
             }
@@ -319,6 +330,53 @@ fn without_a_quorum_calls_are_refused_after_a_while_and_never_carried_out() {
     }
     world.pass_for(Duration::from_secs(5));
     assert_eq!(world.value(follower, "a"), None);
+}
+
+#[test]
+fn a_node_that_does_not_reach_its_leader_names_it() {
+    let mut world = World::new();
+    let leader = world.wait_for_leader();
+    let [follower, _] = world.others(leader);
+    world.deaf.insert((follower, leader));
+    let sequence = world.propose(follower, put("a", "1"));
+    world.until("it is refused", |world| world.nodes[&follower].replies.contains_key(&sequence));
+    let Reply::Refused(refusal) = &world.nodes[&follower].replies[&sequence] else {
+        panic!("not a refusal");
+    };
+    assert_eq!(refusal.reason(), Reason::NotLeader);
+    assert_eq!(refusal.metadata["leader_id"], leader.value().to_string());
+}
+
+#[test]
+fn rule_18_requests_that_a_snapshot_overtakes_get_an_answer() {
+    let mut world = World::new();
+    let leader = world.wait_for_leader();
+    let [follower, other] = world.others(leader);
+    let sequence = world.propose(follower, put("a", "1"));
+    world.pass();
+    world.pass();
+    world.cut.extend([(follower, leader), (follower, other)]);
+    world.until("the others have it", |world| world.value(other, "a").is_some());
+    // The follower is given the others' state; what came of its call went by unseen.
+    let head = world.nodes[&other].machine.head().clone();
+    let installed = Event::Installed(Installed {
+        from: leader,
+        term: head.term,
+        index: head.index,
+        last_term: head.term,
+        time: head.time,
+        membership: Membership::of((1..=3).map(n)),
+        sessions: Vec::new(),
+        founded: true,
+        registered: true,
+        next_timer: None,
+    });
+    world.nodes.get_mut(&follower).expect("three nodes").inbox.push_back(installed);
+    world.until("it is answered", |world| world.nodes[&follower].replies.contains_key(&sequence));
+    let Reply::Refused(refusal) = &world.nodes[&follower].replies[&sequence] else {
+        panic!("not a refusal");
+    };
+    assert_eq!(refusal.reason(), Reason::OutcomeUnknown);
 }
 
 #[test]
