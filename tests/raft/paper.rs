@@ -2,7 +2,7 @@
 //! "In search of an understandable consensus algorithm", extended version). Where this core is
 //! stricter than the paper (a pre-vote before an election), the test says so.
 
-use quorate::raft::{AppendResult, Input, Message, ProposeOutcome, RoleKind};
+use quorate::raft::{AppendResponse, AppendResult, Input, Message, ProposeOutcome, RoleKind};
 
 use crate::{
     disk::entry,
@@ -375,6 +375,20 @@ fn leaders_decrement_next_index_and_retry_on_a_conflict() {
         assert_eq!(network.terms(2), network.terms(1), "{other:?}");
         assert_eq!(network.commit(2), network.commit(1));
     }
+}
+
+#[test]
+fn leaders_go_back_one_exchange_for_each_conflicting_term() {
+    // The follower's run of term 2 covers what the leader has of term 1: all of it is skipped.
+    let mut network = leader(3, &[1, 1, 1, 1, 1]);
+    let result = AppendResult::Conflict { rejected: i(5), index: i(2), term: t(2) };
+    let response = AppendResponse { term: t(2), round: 0, result };
+    network.inject(2, 1, Message::AppendResponse(response));
+    let probes = network.sent(1).into_iter().filter_map(|(_, message)| match message {
+        Message::AppendRequest(request) => Some(request.prev_index),
+        _ => None,
+    });
+    assert_eq!(probes.collect::<Vec<_>>(), [i(1)]);
 }
 
 #[test]

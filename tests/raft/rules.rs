@@ -62,6 +62,7 @@ fn rule_01_no_membership_is_proposed_before_an_entry_of_the_leaders_term_is_comm
     }
     network.settle();
     assert_eq!(network.role(1), RoleKind::Leader);
+    network.step(1, Input::Applied { index: i(0) });
     assert_eq!(memberships(&network, 1), 0, "its first entry is not committed");
     network.disk_stands.clear();
     network.settle();
