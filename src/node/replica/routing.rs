@@ -32,7 +32,7 @@ pub(super) enum Route {
     /// A call that a follower passed on.
     Remote { from: NodeId, sequence: u64 },
     /// A renewal, by whichever way it came.
-    Renewal { session: SessionId, whose: Box<Route> },
+    Renewal { session: SessionId, whose: Box<Self> },
     /// A command of the leader's own; nobody waits for it.
     Nobody,
 }
