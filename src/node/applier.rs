@@ -17,7 +17,7 @@ use crate::{
     },
     pb::command::v1::{Outcome, Reason, outcome},
     raft::{Entry, SendSnapshot},
-    types::{GroupId, NodeId},
+    types::GroupId,
 };
 
 /// About how many entries are applied in one batch of the store.
@@ -239,7 +239,5 @@ pub(crate) fn learn_members(view: &View, shared: &Shared) -> Result<(bool, bool)
     }
     let members = view.members()?;
     directory.registered(&members);
-    let me = members.iter().find(|member| NodeId::new(member.node_id) == directory.node_id);
-    let registered = me.is_some_and(|me| me.incarnation == directory.incarnation.to_string());
-    Ok((true, registered))
+    Ok((true, directory.is_registered()))
 }

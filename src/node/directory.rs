@@ -3,7 +3,13 @@
 //! Addresses are not identity: a member is known by its id and the incarnation of its disk, which
 //! is registered through the log.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use arc_swap::ArcSwap;
 
@@ -36,6 +42,7 @@ pub struct Directory {
     pub peer_address: String,
     cluster_id: ArcSwap<Option<ClusterId>>,
     peers: ArcSwap<BTreeMap<NodeId, Peer>>,
+    registered: AtomicBool,
 }
 
 impl Directory {
@@ -56,7 +63,15 @@ impl Directory {
             peer_address,
             cluster_id: ArcSwap::from_pointee(cluster_id),
             peers: ArcSwap::from_pointee(peers),
+            registered: AtomicBool::new(false),
         }
+    }
+
+    /// Whether the log says that this node is on this disk. Until then nobody could tell if the
+    /// disk was wiped.
+    #[must_use]
+    pub fn is_registered(&self) -> bool {
+        self.registered.load(Ordering::Acquire)
     }
 
     /// The cluster's id, once known.
@@ -87,6 +102,9 @@ impl Directory {
 
     /// Takes over what the log says of the members' disks and client addresses.
     pub fn registered(&self, members: &[RegisterMember]) {
+        let me = members.iter().find(|member| member.node_id == self.node_id.value());
+        let known = me.is_some_and(|me| me.incarnation == self.incarnation.to_string());
+        self.registered.store(known, Ordering::Release);
         for member in members {
             self.learn(NodeId::new(member.node_id), |peer| {
                 peer.incarnation = Incarnation::parse(&member.incarnation).or(peer.incarnation);
@@ -195,6 +213,23 @@ mod tests {
         let words = directory.check(Some(&identity(2, 99, ""))).expect_err("another disk");
         assert!(words.contains("wiped or replaced"), "{words}");
         assert!(directory.check(Some(&identity(3, 99, ""))).is_ok(), "not registered yet");
+    }
+
+    #[test]
+    fn a_node_is_registered_once_the_log_names_its_disk() {
+        let directory = directory(None);
+        assert!(!directory.is_registered(), "its own word is not enough");
+        let member = |node_id, disk: u128| RegisterMember {
+            node_id,
+            incarnation: Uuid::from_u128(disk).to_string(),
+            ..RegisterMember::default()
+        };
+        directory.registered(&[member(2, 12)]);
+        assert!(!directory.is_registered());
+        directory.registered(&[member(1, 99), member(2, 12)]);
+        assert!(!directory.is_registered(), "another disk");
+        directory.registered(&[member(1, 11), member(2, 12)]);
+        assert!(directory.is_registered());
     }
 
     #[test]

@@ -54,12 +54,14 @@ pub struct Readiness {
 }
 
 impl Readiness {
-    fn of(status: &NodeStatus, draining: bool) -> Self {
+    fn of(status: &NodeStatus, registered: bool, draining: bool) -> Self {
         let lag = status.commit_index.saturating_sub(status.applied_index);
         let reason = if draining {
             "the node is stopping".to_owned()
         } else if status.leader_id == 0 {
             "no leader is known".to_owned()
+        } else if !registered {
+            "the cluster does not know this node's disk yet".to_owned()
         } else if lag > LAG_ENTRIES_MAX {
             format!("{lag} committed entries are yet to be applied")
         } else {
@@ -98,7 +100,8 @@ impl Health {
 
     /// How it stands now.
     pub(crate) fn readiness(&self) -> Readiness {
-        Readiness::of(&self.handle.status(), self.draining.load(Ordering::Acquire))
+        let registered = self.handle.directory().is_registered();
+        Readiness::of(&self.handle.status(), registered, self.draining.load(Ordering::Acquire))
     }
 }
 
@@ -143,16 +146,18 @@ mod tests {
 
     #[test]
     fn a_follower_with_a_leader_is_ready() {
-        let readiness = Readiness::of(&status(), false);
+        let readiness = Readiness::of(&status(), true, false);
         assert!(readiness.ready && !readiness.leads, "{readiness:?}");
     }
 
     #[test]
     fn what_makes_a_node_not_ready_is_said() {
-        assert_eq!(Readiness::of(&status(), true).reason, "the node is stopping");
+        assert_eq!(Readiness::of(&status(), true, true).reason, "the node is stopping");
         let alone = NodeStatus { leader_id: 0, ..status() };
-        assert_eq!(Readiness::of(&alone, false).reason, "no leader is known");
+        assert_eq!(Readiness::of(&alone, true, false).reason, "no leader is known");
+        let unknown = Readiness::of(&status(), false, false).reason;
+        assert_eq!(unknown, "the cluster does not know this node's disk yet");
         let behind = NodeStatus { applied_index: 3_000, ..status() };
-        assert!(Readiness::of(&behind, false).reason.starts_with("2000 committed entries"));
+        assert!(Readiness::of(&behind, true, false).reason.starts_with("2000 committed entries"));
     }
 }
