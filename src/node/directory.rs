@@ -155,7 +155,7 @@ impl Directory {
             (Some(ours), Some(theirs)) if ours != theirs => {
                 return Err(format!(
                     "node {from} belongs to cluster {theirs}, this is cluster {ours}: one of the two \
-                     has a foreign data directory"
+                     has a foreign data directory; start that one with its own --data-dir"
                 ));
             }
             (_, None) if !identity.cluster_id.is_empty() => {
