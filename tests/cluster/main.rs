@@ -4,9 +4,18 @@
 //! so that a slow machine fails nothing.
 
 mod basics;
+mod catch_up;
 mod commands;
+mod directories;
 mod drain;
+mod events;
+mod failover;
+mod load;
+mod locks;
+mod pauses;
+mod reads;
 mod up;
+mod watches;
 
 use std::{
     io::{Read as _, Write as _},
@@ -46,4 +55,9 @@ fn page(address: SocketAddr, path: &str) -> Option<(u16, String)> {
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let code = head.split(' ').nth(1)?.parse().ok()?;
     Some((code, body.to_owned()))
+}
+
+/// A span as requests carry it.
+fn proto(span: Duration) -> prost_types::Duration {
+    prost_types::Duration::try_from(span).expect("a short span")
 }
