@@ -3,6 +3,7 @@
 //! Every replica mirrors the sessions; only the leader counts. Renewals never touch the log; an
 //! expiry is a command with term and epoch, checked again when it is applied (rule 24).
 
+use core::ops::Bound;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
@@ -20,7 +21,8 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 struct Lease {
     full_ttl: Duration,
-    remaining: Duration,
+    /// What the log knows to be left of it: what a new leader would count from.
+    recorded: Duration,
     epoch: u64,
     /// When it runs out; meaningful while leading only.
     deadline: Instant,
@@ -34,6 +36,10 @@ pub(crate) struct Lessor {
     deadlines: BTreeSet<(Instant, SessionId)>,
     leading: bool,
     checkpointed_at: Instant,
+    /// The last session that the checkpoint under way has looked at.
+    looked_at: SessionId,
+    /// Sessions that were renewed to more than the log knows of: to be recorded at once.
+    renewed: BTreeSet<SessionId>,
 }
 
 impl Lessor {
@@ -42,7 +48,7 @@ impl Lessor {
         let lease = |info: SessionInfo| {
             let lease = Lease {
                 full_ttl: info.ttl,
-                remaining: info.remaining,
+                recorded: info.remaining,
                 epoch: info.epoch,
                 deadline: Instant::ZERO,
                 expiring: false,
@@ -57,8 +63,14 @@ impl Lessor {
         match *effect {
             SessionEffect::Started { session, ttl, full_ttl, epoch } => {
                 self.forget_deadline(session);
-                let deadline = now.after(ttl);
-                let lease = Lease { full_ttl, remaining: ttl, epoch, deadline, expiring: false };
+                let mut deadline = now.after(ttl);
+                if let Some(lease) = self.leases.get(&session)
+                    && ttl < full_ttl
+                {
+                    // A checkpoint: it was read off before, and a renewal may have come since.
+                    deadline = deadline.max(lease.deadline);
+                }
+                let lease = Lease { full_ttl, recorded: ttl, epoch, deadline, expiring: false };
                 self.leases.insert(session, lease);
                 if self.leading {
                     self.deadlines.insert((deadline, session));
@@ -78,7 +90,7 @@ impl Lessor {
         self.checkpointed_at = now;
         self.deadlines.clear();
         for (&session, lease) in &mut self.leases {
-            lease.deadline = now.after(lease.remaining);
+            lease.deadline = now.after(lease.recorded);
             lease.expiring = false;
             self.deadlines.insert((lease.deadline, session));
         }
@@ -88,6 +100,7 @@ impl Lessor {
     pub(crate) fn follow(&mut self) {
         self.leading = false;
         self.deadlines.clear();
+        self.renewed.clear();
     }
 
     /// Whether this node counts.
@@ -96,7 +109,9 @@ impl Lessor {
     }
 
     /// Renews a session from now on. The caller has made sure of a quorum since the renewal
-    /// arrived (rule 29). `None` where the session is gone or about to be.
+    /// arrived (rule 29). Returns what is sure to be left, also if another node leads the next
+    /// moment: where a checkpoint has recorded less than the TTL, that, and the next one records
+    /// the whole. `None` where the session is gone or about to be.
     pub(crate) fn renew(&mut self, now: Instant, session: SessionId) -> Option<Duration> {
         assert!(self.leading, "only the leader renews");
         let lease = self.leases.get_mut(&session)?;
@@ -104,10 +119,12 @@ impl Lessor {
             return None;
         }
         self.deadlines.remove(&(lease.deadline, session));
-        lease.remaining = lease.full_ttl;
         lease.deadline = now.after(lease.full_ttl);
         self.deadlines.insert((lease.deadline, session));
-        Some(lease.full_ttl)
+        if lease.recorded < lease.full_ttl {
+            self.renewed.insert(session);
+        }
+        Some(lease.recorded)
     }
 
     /// The sessions that have run out, with their epochs, at most `max`; each is named again only
@@ -131,16 +148,34 @@ impl Lessor {
 
     /// What is left of the long TTLs, where it is time to record it.
     pub(crate) fn checkpoint(&mut self, now: Instant, max: usize) -> Vec<(SessionId, Duration)> {
-        if !self.leading || now < self.checkpointed_at.after(CHECKPOINT_INTERVAL) {
+        if !self.leading {
             return Vec::new();
         }
+        let mut due = Vec::new();
+        while due.len() < max
+            && let Some(session) = self.renewed.pop_first()
+        {
+            let lease = self.leases.get(&session).filter(|lease| !lease.expiring);
+            due.extend(lease.map(|lease| (session, lease.deadline.since(now))));
+        }
+        if now < self.checkpointed_at.after(CHECKPOINT_INTERVAL) {
+            return due;
+        }
+        let rest = (Bound::Excluded(self.looked_at), Bound::Unbounded);
+        for (&session, lease) in self.leases.range(rest) {
+            if due.len() == max {
+                return due;
+            }
+            self.looked_at = session;
+            let left = lease.deadline.since(now);
+            let long = lease.full_ttl >= CHECKPOINT_TTL_MIN && !lease.expiring;
+            if long && left + CHECKPOINT_INTERVAL <= lease.recorded {
+                due.push((session, left));
+            }
+        }
+        self.looked_at = SessionId::ZERO;
         self.checkpointed_at = now;
-        let long = self.leases.iter().filter(|(_, lease)| {
-            lease.full_ttl >= CHECKPOINT_TTL_MIN
-                && !lease.expiring
-                && lease.deadline.since(now) + CHECKPOINT_INTERVAL <= lease.remaining
-        });
-        long.take(max).map(|(&session, lease)| (session, lease.deadline.since(now))).collect()
+        due
     }
 
     /// The process stood still for `span` (a pause, a suspended machine) and could not hear
@@ -157,7 +192,9 @@ impl Lessor {
     /// When there is something to do next.
     pub(crate) fn next_deadline(&self) -> Instant {
         let expiry = self.deadlines.first().map_or(Instant::FAR, |&(deadline, _)| deadline);
-        if self.leading {
+        if !self.renewed.is_empty() {
+            Instant::ZERO
+        } else if self.leading {
             expiry.min(self.checkpointed_at.after(CHECKPOINT_INTERVAL))
         } else {
             Instant::FAR
@@ -252,5 +289,27 @@ mod tests {
         lessor.lead(at(100_000));
         assert_eq!(lessor.expire(at(639_999), 9), []);
         assert_eq!(lessor.expire(at(640_000), 9), [(S, 1)]);
+    }
+
+    #[test]
+    fn a_checkpoint_undoes_no_renewal() {
+        let whole = Duration::from_secs(600);
+        let checkpoint =
+            |ttl, epoch| SessionEffect::Started { session: S, ttl, full_ttl: whole, epoch };
+        let mut lessor = Lessor::default();
+        lessor.lead(at(1));
+        lessor.apply(at(1), &started(600_000, 0));
+        let left = lessor.checkpoint(at(500_001), 9)[0].1;
+        assert_eq!(left, Duration::from_secs(100));
+        // A renewal overtakes the checkpoint before it is applied: the whole TTL counts.
+        assert_eq!(lessor.renew(at(500_002), S), Some(whole));
+        lessor.apply(at(500_003), &checkpoint(left, 1));
+        assert_eq!(lessor.expire(at(700_000), 9), []);
+        // Now the log knows of less: nothing more is promised until it knows the whole again.
+        assert_eq!(lessor.renew(at(700_000), S), Some(left));
+        assert_eq!(lessor.checkpoint(at(700_001), 9).len(), 1);
+        lessor.apply(at(700_002), &checkpoint(whole, 2));
+        assert_eq!(lessor.renew(at(700_003), S), Some(whole));
+        assert_eq!(lessor.checkpoint(at(700_004), 9), []);
     }
 }
