@@ -5,6 +5,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     machine::{View, refusal},
+    node::Handle,
     pb::{
         command::v1::{Reason, command::Op},
         event::v1::{
@@ -60,7 +61,9 @@ impl EventService for EventStreams {
             let refusal = refusal(Reason::StreamNotFound, sentence);
             return Err(from_refusal(refusal.with("stream", &request.stream)));
         }
-        let produce = move |queue| read_all(view, request, queue);
+        let end = end(&view, &request.stream)?;
+        let node = self.0.node.clone();
+        let produce = move |queue| read_all(node, end, request, queue);
         Ok(Response::new(updates(self.0.terms(call), produce)))
     }
 
@@ -104,21 +107,27 @@ impl EventService for EventStreams {
     }
 }
 
-/// Reads a view's events to its end, no faster than they are taken.
+/// Reads events to an end, no faster than they are taken. Each page has a view of its own: events
+/// never change, and a reader that stops taking must not hold on to the state.
 async fn read_all(
-    view: View,
+    node: Handle,
+    end: EventPlace,
     request: ReadRequest,
     queue: mpsc::Sender<ReadResponse>,
 ) -> Result<(), Status> {
     let ReadRequest { stream, mut from, limit, .. } = request;
     from = from.max(1);
-    let mut left = if limit == 0 { u64::MAX } else { limit };
+    let last = if stream.is_empty() { end.position.value() } else { end.version };
+    let mut left = (last + 1).saturating_sub(from);
+    if limit != 0 {
+        left = left.min(limit);
+    }
     while left > 0 {
         let Ok(room) = queue.reserve().await else { return Ok(()) };
         let count_max =
             usize::try_from(left).map_or(READ_EVENTS_MAX, |left| left.min(READ_EVENTS_MAX));
         let (of, start) = (stream.clone(), from);
-        let events = read(view.clone(), move |view| {
+        let events = read(node.view(), move |view| {
             view.events(&of, start, count_max, READ_BYTES).map_err(|error| from_store_error(&error))
         })
         .await?;
