@@ -12,8 +12,9 @@ use crate::{
 };
 
 /// How long a snapshot may be under way without a word of its end. The transport reports every
-/// end; this is the way out if it does not.
-pub(crate) const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
+/// end; this is the way out if it does not. Longer than any snapshot takes, because another one
+/// ends the one under way.
+pub(crate) const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(600);
 
 #[derive(Debug)]
 pub(crate) struct Progress {
