@@ -16,14 +16,14 @@ use crate::{
 )]
 pub struct UpArgs {
     /// How many nodes
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=9))]
+    #[arg(long, env = "QUORATE_NODES", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=9))]
     nodes: u8,
     /// Clients get the ports from this + 1 on, peers from + 11, admin HTTP from + 21
-    #[arg(long, default_value_t = 7400, value_name = "PORT")]
+    #[arg(long, env = "QUORATE_BASE_PORT", default_value_t = 7400, value_name = "PORT")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=65_506))]
     base_port: u16,
     /// Where everything is kept
-    #[arg(long, default_value = "./quorate-data", value_name = "DIR")]
+    #[arg(long, env = "QUORATE_DATA_DIR", default_value = "./quorate-data", value_name = "DIR")]
     data_dir: PathBuf,
     /// Use a fresh temporary directory and remove it at the end
     #[arg(long, conflicts_with = "data_dir")]

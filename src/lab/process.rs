@@ -17,6 +17,20 @@ use tokio::process::{Child, ChildStdin, Command};
 
 use crate::{server::Addresses, types::Duration};
 
+/// Variables that set what differs from node to node: here the flags say it, and whoever runs this
+/// may have them set for a node of another cluster.
+const OF_ONE_NODE: [&str; 9] = [
+    "QUORATE_ID",
+    "QUORATE_DATA_DIR",
+    "QUORATE_LISTEN",
+    "QUORATE_PEER_LISTEN",
+    "QUORATE_ADMIN_LISTEN",
+    "QUORATE_ADVERTISE",
+    "QUORATE_PEER_ADVERTISE",
+    "QUORATE_BOOTSTRAP",
+    "QUORATE_INITIAL_CLUSTER",
+];
+
 /// The log's name in a node's directory.
 pub(crate) const LOG_FILE: &str = "node.log";
 
@@ -73,7 +87,11 @@ impl NodeSpec {
     pub(crate) fn spawn(&self, program: &Path) -> io::Result<NodeProcess> {
         fs::create_dir_all(&self.dir)?;
         let log = fs::File::options().create(true).append(true).open(self.log())?;
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        for variable in OF_ONE_NODE {
+            command.env_remove(variable);
+        }
+        let mut child = command
             .args(self.args())
             .arg("--stop-on-stdin-close")
             .process_group(0)
