@@ -26,6 +26,16 @@ pub(crate) struct Call {
     pub(crate) kind: CallKind,
 }
 
+impl Call {
+    /// What it takes in a message to the leader, about.
+    pub(crate) fn bytes(&self) -> usize {
+        match &self.kind {
+            CallKind::Propose { command, .. } => command.len() + 32,
+            _ => 32,
+        }
+    }
+}
+
 /// What a call asks for.
 #[derive(Clone, Debug)]
 pub(crate) enum CallKind {
@@ -52,8 +62,9 @@ pub(crate) enum Reply {
 enum State {
     /// Waits for a leader.
     Queued,
-    /// On its way to a leader of this term, or in that leader's log.
-    Sent { leader: NodeId, term: Term },
+    /// On its way to a leader of this term, or in that leader's log. In doubt since the way broke
+    /// before the leader said that it has it.
+    Sent { leader: NodeId, term: Term, accepted: bool, doubt: Option<Instant> },
     /// Parked in the state machine with a session that this node renews.
     Parked { session: SessionId, renew_at: Instant },
 }
@@ -113,25 +124,71 @@ impl Calls {
     pub(crate) fn sent(&mut self, sequence: u64, leader: NodeId, term: Term) {
         self.queue.remove(&sequence);
         if let Some(tracked) = self.calls.get_mut(&sequence) {
-            tracked.state = State::Sent { leader, term };
+            tracked.state = State::Sent { leader, term, accepted: false, doubt: None };
+        }
+    }
+
+    /// Whether an answer of `from` is one to the latest attempt. A proposal's carries the term that
+    /// was expected: an answer to an earlier attempt says nothing of the later one.
+    pub(crate) fn awaits(&self, sequence: u64, from: NodeId, expected_term: Term) -> bool {
+        self.calls.get(&sequence).is_some_and(|tracked| match tracked.state {
+            State::Sent { leader, term, .. } => {
+                let proposal = matches!(tracked.call.kind, CallKind::Propose { .. });
+                leader == from && (!proposal || term == expected_term)
+            }
+            _ => false,
+        })
+    }
+
+    /// The leader has a proposal in its log.
+    pub(crate) fn accepted(&mut self, sequence: u64) {
+        let tracked = self.calls.get_mut(&sequence);
+        if let Some(State::Sent { accepted, doubt, .. }) = tracked.map(|tracked| &mut tracked.state)
+        {
+            (*accepted, *doubt) = (true, None);
         }
     }
 
     /// A call was certainly not carried out: it waits for a leader again.
     pub(crate) fn requeue(&mut self, now: Instant, sequence: u64) {
+        self.queue_again(sequence);
         if let Some(tracked) = self.calls.get_mut(&sequence) {
             tracked.since = now;
+        }
+    }
+
+    /// A call did not leave this node: it goes on waiting, as if it had not been sent. What is
+    /// parked was carried out, and stays.
+    pub(crate) fn queue_again(&mut self, sequence: u64) {
+        if let Some(tracked) = self.calls.get_mut(&sequence)
+            && matches!(tracked.state, State::Sent { .. })
+        {
             tracked.state = State::Queued;
             self.queue.insert(sequence);
         }
     }
 
-    /// A call did not leave this node: it goes on waiting, as if it had not been sent.
-    pub(crate) fn take_back(&mut self, sequence: u64) {
-        if let Some(tracked) = self.calls.get_mut(&sequence) {
-            tracked.state = State::Queued;
-            self.queue.insert(sequence);
+    /// The way to a leader broke: what it has not accepted may be lost. If the term moves on, that
+    /// decides it; if not, it is unknown.
+    pub(crate) fn doubt(&mut self, now: Instant, broken: NodeId) {
+        for tracked in self.calls.values_mut() {
+            if let State::Sent { leader, accepted: false, doubt, .. } = &mut tracked.state
+                && *leader == broken
+            {
+                doubt.get_or_insert(now);
+            }
         }
+    }
+
+    /// The proposals that have been in doubt for `patience`; they are forgotten here.
+    pub(crate) fn doubtful(&mut self, now: Instant, patience: Duration) -> Vec<Call> {
+        let late = self.calls.iter().filter(|(_, tracked)| {
+            matches!(tracked.call.kind, CallKind::Propose { .. })
+                && matches!(tracked.state, State::Sent { doubt: Some(since), .. }
+                    if since.after(patience) <= now)
+        });
+        let late: Vec<u64> = late.map(|(&sequence, _)| sequence).collect();
+        late.into_iter().filter_map(|sequence| self.finish(sequence)).collect()
     }
 
     /// A call has its answer.
@@ -189,22 +246,30 @@ impl Calls {
 
     /// A snapshot overtook the log: proposals on their way may lie below it. Returns them; their
     /// outcome is unknown.
-    pub(crate) fn overtaken(&mut self) -> Vec<u64> {
+    pub(crate) fn overtaken(&mut self) -> Vec<Call> {
         let lost = self.calls.iter().filter(|(_, tracked)| {
             matches!(tracked.call.kind, CallKind::Propose { .. }) && tracked.state != State::Queued
         });
         let lost: Vec<u64> = lost.map(|(&sequence, _)| sequence).collect();
-        for &sequence in &lost {
-            self.finish(sequence);
-        }
-        lost
+        lost.into_iter().filter_map(|sequence| self.finish(sequence)).collect()
+    }
+
+    /// Another leads now: a transfer that was asked of its predecessor has come to an end. Returns
+    /// those transfers, and whom they named.
+    pub(crate) fn transferred(&mut self, term_now: Term) -> Vec<(u64, Option<NodeId>)> {
+        let ended = self.calls.iter().filter_map(|(&sequence, tracked)| {
+            let CallKind::Transfer { target } = tracked.call.kind else { return None };
+            let sent = matches!(tracked.state, State::Sent { term, .. } if term < term_now);
+            sent.then_some((sequence, target))
+        });
+        ended.collect()
     }
 
     /// The way to a leader is gone, or it leads no longer: what changes nothing is asked again.
     pub(crate) fn leader_lost(&mut self, now: Instant, gone: impl Fn(NodeId, Term) -> bool) {
         let again = self.calls.iter().filter(|(_, tracked)| {
-            !matches!(tracked.call.kind, CallKind::Propose { .. })
-                && matches!(tracked.state, State::Sent { leader, term } if gone(leader, term))
+            matches!(tracked.call.kind, CallKind::Read | CallKind::Renew { .. })
+                && matches!(tracked.state, State::Sent { leader, term, .. } if gone(leader, term))
         });
         for sequence in again.map(|(&sequence, _)| sequence).collect::<Vec<_>>() {
             self.requeue(now, sequence);
@@ -222,6 +287,10 @@ impl Calls {
     ) -> Vec<Call> {
         let late = self.queue.iter().copied().filter(|sequence| {
             self.calls.get(sequence).is_some_and(|Tracked { call, since, .. }| {
+                // A command of the node's own waits for as long as it takes.
+                if is_internal(call.sequence) && matches!(call.kind, CallKind::Propose { .. }) {
+                    return false;
+                }
                 since.after(patience) <= now || call.deadline <= now.after(spare)
             })
         });
@@ -273,6 +342,40 @@ mod tests {
         calls.sent(2, NodeId::new(2), Term::new(3));
         calls.leader_lost(at(2), |leader, _| leader == NodeId::new(2));
         assert_eq!(calls.queued(), [2]);
+    }
+
+    #[test]
+    fn a_late_answer_to_an_earlier_attempt_says_nothing_of_the_later_one() {
+        let mut calls = Calls::default();
+        calls.insert(at(1), propose(1));
+        calls.sent(1, NodeId::new(2), Term::new(3));
+        assert!(calls.awaits(1, NodeId::new(2), Term::new(3)));
+        calls.resolve_older(at(2), Term::new(4));
+        assert!(!calls.awaits(1, NodeId::new(2), Term::new(3)), "it waits");
+        calls.sent(1, NodeId::new(2), Term::new(5));
+        assert!(!calls.awaits(1, NodeId::new(2), Term::new(3)), "an answer to the first attempt");
+        calls.park(1, SessionId::new(7), at(9));
+        assert!(!calls.awaits(1, NodeId::new(2), Term::new(5)), "it is carried out");
+        calls.requeue(at(3), 1);
+        assert!(!calls.any_queued(), "and stays so");
+    }
+
+    #[test]
+    fn what_was_not_accepted_when_the_way_broke_is_unknown_after_a_while() {
+        let mut calls = Calls::default();
+        let doubtful = |calls: &mut Calls, now| {
+            let calls = calls.doubtful(now, Duration::from_millis(10));
+            calls.iter().map(|call| call.sequence).collect::<Vec<_>>()
+        };
+        for sequence in [1, 2, 3] {
+            calls.insert(at(1), propose(sequence));
+            calls.sent(sequence, NodeId::new(2), Term::new(3));
+        }
+        calls.accepted(1);
+        calls.doubt(at(2), NodeId::new(2));
+        calls.accepted(2);
+        assert_eq!(doubtful(&mut calls, at(11)), [0; 0]);
+        assert_eq!(doubtful(&mut calls, at(12)), [3]);
     }
 
     #[test]

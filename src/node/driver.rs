@@ -54,6 +54,7 @@ impl Driver {
         self.publish_status();
         loop {
             if !self.receive(inputs, &mut events) {
+                self.shared.pending.clear();
                 // The writer ends with its queue; the applier's queue has other senders too.
                 let _ = self.applier.send(ApplierJob::Stop);
                 return;
@@ -95,6 +96,7 @@ impl Driver {
             }
             next = inputs.try_recv().ok();
         }
+        events.append(&mut self.shared.take_overflow());
         true
     }
 

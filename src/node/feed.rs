@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use crate::{
     machine::Change,
-    pb::event::v1::RecordedEvent,
+    pb::{event::v1::RecordedEvent, kv::v1::KeyValue},
     types::{LogIndex, Position, Revision},
 };
 
@@ -40,8 +40,13 @@ pub struct Published {
 
 impl Published {
     fn bytes(&self) -> usize {
-        let changes = self.changes.iter().map(|c| 128 + c.kv.key.len() + c.kv.value.len());
-        let events = self.events.iter().map(|e| 256 + e.data.len());
+        let row = |kv: &KeyValue| 128 + kv.key.len() + kv.value.len();
+        let changes = self.changes.iter().map(|c| row(&c.kv) + c.prev.as_ref().map_or(0, row));
+        let metadata = |e: &RecordedEvent| -> usize {
+            let pairs = e.metadata.iter().map(|(name, value)| 64 + name.len() + value.len());
+            pairs.sum::<usize>() + e.tags.iter().map(|tag| 32 + tag.len()).sum::<usize>()
+        };
+        let events = self.events.iter().map(|e| 256 + e.data.len() + metadata(e));
         changes.sum::<usize>() + events.sum::<usize>()
     }
 }

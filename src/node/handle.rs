@@ -59,9 +59,11 @@ impl Handle {
         request: AcquireRequest,
         deadline: Option<Deadline>,
     ) -> Result<AcquireResponse, Refusal> {
-        let open = Open::begin(&self.shared, &self.shared.waiters, self.shared.tuning.waiters_max)?;
+        let mut open =
+            Open::begin(&self.shared, &self.shared.waiters, self.shared.tuning.waiters_max)?;
         let lock = Some(request.name.clone());
         let command = self.encode(open.sequence, command::Op::Acquire(request));
+        open.lock.clone_from(&lock);
         match open.call(CallKind::Propose { command, lock }, deadline).await? {
             Settled::Outcome(Outcome { result: Some(outcome::Result::Acquire(grant)) }) => {
                 Ok(grant)
@@ -214,6 +216,8 @@ struct Open<'a> {
     shared: &'a Shared,
     counter: &'a AtomicUsize,
     sequence: u64,
+    /// The lock that is asked for.
+    lock: Option<String>,
     settled: bool,
 }
 
@@ -224,7 +228,7 @@ impl<'a> Open<'a> {
             return Err(overloaded(max));
         }
         let sequence = shared.sequence.fetch_add(1, Ordering::Relaxed) + 1;
-        Ok(Self { shared, counter, sequence, settled: false })
+        Ok(Self { shared, counter, sequence, lock: None, settled: false })
     }
 
     async fn call(
@@ -262,7 +266,8 @@ impl Drop for Open<'_> {
         self.counter.fetch_sub(1, Ordering::Relaxed);
         if !self.settled {
             self.shared.pending.forget(self.sequence);
-            self.shared.insist(Event::Abandoned { sequence: self.sequence });
+            let lock = self.lock.take();
+            self.shared.insist(Event::Abandoned { sequence: self.sequence, lock });
         }
     }
 }

@@ -48,6 +48,13 @@ impl Pending {
         self.shard(sequence).remove(&sequence).is_some()
     }
 
+    /// Ends every call without an answer: the node stops.
+    pub(crate) fn clear(&self) {
+        for shard in &self.shards {
+            shard.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
+    }
+
     fn shard(&self, sequence: u64) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Settled>>> {
         let shard = usize::try_from(sequence % SHARDS as u64).expect("a small number");
         self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)

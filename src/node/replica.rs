@@ -12,15 +12,12 @@ mod tests;
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::{
-    machine::{SessionEffect, SessionInfo, refusal},
+    machine::{SessionEffect, SessionInfo},
     node::{
         calls::{Call, Calls, Reply},
         lessor::Lessor,
     },
-    pb::{
-        command::v1::Reason,
-        raft::v1::{ForwardRequest, ForwardResponse},
-    },
+    pb::raft::v1::{ForwardRequest, ForwardResponse},
     raft::{
         Append, Config, Entry, HardMark, Held, Input, LogMark, LogStart, Membership, Message, Raft,
         Ready, Restored, RoleKind, SendSnapshot, Status, Ticket,
@@ -53,12 +50,12 @@ pub(crate) enum Event {
     Message { from: NodeId, message: Message },
     /// A call of this node's services.
     Call(Call),
-    /// Nobody waits for a call any more; an acquire is taken back.
-    Abandoned { sequence: u64 },
+    /// Nobody waits for a call any more; an acquire of `lock` is taken back.
+    Abandoned { sequence: u64, lock: Option<String> },
     /// A follower passes requests on.
     Forwarded { from: NodeId, request: ForwardRequest },
     /// The leader answers what was passed on.
-    Answered { response: ForwardResponse },
+    Answered { from: NodeId, response: ForwardResponse },
     /// What was passed on was certainly not sent.
     NotForwarded { request: ForwardRequest },
     /// The stream to the leader broke.
@@ -122,7 +119,7 @@ pub(crate) struct Jobs {
     /// To be sent now.
     pub(crate) messages: Vec<(NodeId, Message)>,
     /// To be passed on to the leader.
-    pub(crate) forwards: BTreeMap<NodeId, ForwardRequest>,
+    pub(crate) forwards: Vec<(NodeId, ForwardRequest)>,
     /// To be answered to followers.
     pub(crate) answers: BTreeMap<NodeId, ForwardResponse>,
     /// Snapshots to be sent.
@@ -242,6 +239,10 @@ impl Replica {
         self.perform_duties(now, wall, jobs);
         self.route_calls(now, wall, jobs);
         self.refuse_impatient(now, jobs);
+        let doubtful = self.calls.doubtful(now, self.config.patience);
+        let words = "the connection to the leader broke before it answered: retry with the same \
+                     request id, or read the state";
+        self.end_as_unknown(now, doubtful, words, jobs);
         self.status = self.raft.status();
         self.woken_at = now;
     }
@@ -266,11 +267,14 @@ impl Replica {
                 self.step(now, Input::Message { from, message }, jobs);
             }
             Event::Call(call) => self.calls.insert(now, call),
-            Event::Abandoned { sequence } => self.abandon(now, sequence),
+            Event::Abandoned { sequence, lock } => self.abandon(now, sequence, lock),
             Event::Forwarded { from, request } => self.forwarded(now, wall, from, request, jobs),
-            Event::Answered { response } => self.answered(now, response, jobs),
+            Event::Answered { from, response } => self.answered(now, from, response, jobs),
             Event::NotForwarded { request } => self.not_forwarded(now, &request),
-            Event::ForwardBroken { leader } => self.calls.leader_lost(now, |to, _| to == leader),
+            Event::ForwardBroken { leader } => {
+                self.calls.doubt(now, leader);
+                self.calls.leader_lost(now, |to, _| to == leader);
+            }
             Event::Connected { peer } => self.step(now, Input::Connected { peer }, jobs),
             Event::Disconnected { peer } => self.step(now, Input::Disconnected { peer }, jobs),
             Event::SnapshotSent { peer, installed } => {
@@ -336,6 +340,7 @@ impl Replica {
         let (leader, term) = (self.status.leader, self.status.term);
         self.calls
             .leader_lost(now, |to, sent_in| sent_in < term || leader.is_some_and(|l| l != to));
+        self.settle_transfers(jobs);
     }
 
     fn is_durable(&self, held: &Held) -> bool {
@@ -371,7 +376,11 @@ impl Replica {
             self.take_back(now, name, sequence);
         }
         self.calls.resolve_older(now, report.term);
-        self.next_timer = report.next_timer;
+        if self.next_timer != report.next_timer {
+            self.next_timer = report.next_timer;
+            // What fell due was carried out; what is due still need not wait.
+            self.advanced_at = Instant::ZERO;
+        }
         self.founded |= report.founded;
         self.registered |= report.registered;
         self.step(now, Input::Applied { index: report.index }, jobs);
@@ -388,11 +397,10 @@ impl Replica {
     }
 
     fn installed(&mut self, now: Instant, installed: Installed, jobs: &mut Jobs) {
-        for sequence in self.calls.overtaken() {
-            let words = "a snapshot overtook this node: read the state to learn what came of it";
-            let refusal = refusal(Reason::OutcomeUnknown, words);
-            jobs.replies.push((sequence, Reply::Refused(refusal)));
-        }
+        let overtaken = self.calls.overtaken();
+        let words = "a snapshot overtook this node: retry with the same request id, or read the \
+                     state to learn what came of it";
+        self.end_as_unknown(now, overtaken, words, jobs);
         self.lessor.restore(installed.sessions);
         self.next_timer = installed.next_timer;
         self.founded |= installed.founded;

@@ -45,6 +45,7 @@ pub(crate) struct Shared {
     pub(crate) boot: u64,
     pub(crate) store: ArcSwap<Arc<dyn Store>>,
     pub(crate) driver: SyncSender<DriverInput>,
+    pub(crate) overflow: Mutex<Vec<Event>>,
     pub(crate) applier: Sender<ApplierJob>,
     pub(crate) sequence: AtomicU64,
     pub(crate) open_calls: AtomicUsize,
@@ -69,17 +70,19 @@ impl Shared {
         self.driver.try_send(DriverInput::Event(event)).is_ok()
     }
 
-    /// Hands over an event that nothing makes up for. Where the queue is full a thread of its own
-    /// waits for room, so that the caller does not.
+    /// Hands over an event that nothing makes up for. Where the queue is full it waits beside it,
+    /// and the caller does not: the driver, which has all the queue to take, looks there each turn.
     pub(crate) fn insist(&self, event: Event) {
-        if let Err(TrySendError::Full(input)) = self.driver.try_send(DriverInput::Event(event)) {
-            let driver = self.driver.clone();
-            // The driver is gone only when the node stops.
-            let wait = move || drop(driver.send(input));
-            if let Err(error) = std::thread::Builder::new().name("insist".into()).spawn(wait) {
-                self.fail(format!("no thread can be started: {error}"));
-            }
+        if let Err(TrySendError::Full(DriverInput::Event(event))) =
+            self.driver.try_send(DriverInput::Event(event))
+        {
+            self.overflow.lock().unwrap_or_else(PoisonError::into_inner).push(event);
         }
+    }
+
+    /// What waits beside the queue.
+    pub(crate) fn take_overflow(&self) -> Vec<Event> {
+        core::mem::take(&mut *self.overflow.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The node cannot go on.

@@ -163,6 +163,7 @@ pub fn start(options: NodeOptions) -> Result<Running, Error> {
         boot: Uuid::new_v4().as_u64_pair().0,
         store: ArcSwap::from_pointee(Arc::clone(machine.store())),
         driver,
+        overflow: Mutex::default(),
         applier: applier.clone(),
         sequence: AtomicU64::new(0),
         open_calls: AtomicUsize::new(0),
@@ -198,9 +199,9 @@ pub fn start(options: NodeOptions) -> Result<Running, Error> {
     let id = shared.directory.node_id;
     let writer = Arc::clone(&shared);
     let threads = vec![
-        thread(format!("driver-{id}"), move || driver.run(&inputs))?,
-        thread(format!("wal-{id}"), move || wal_writer::run(wal, &wal_inputs, &writer))?,
-        thread(format!("applier-{id}"), move || applier.run(&applier_jobs))?,
+        thread(&shared, format!("driver-{id}"), move || driver.run(&inputs))?,
+        thread(&shared, format!("wal-{id}"), move || wal_writer::run(wal, &wal_inputs, &writer))?,
+        thread(&shared, format!("applier-{id}"), move || applier.run(&applier_jobs))?,
     ];
     let fatal = shared.fatal.subscribe();
     Ok(Running { handle: Handle { shared }, fatal, threads })
@@ -295,9 +296,26 @@ fn no_status() -> Status {
     }
 }
 
+/// A thread without which the node cannot go on: should it panic, the node stops.
 fn thread(
+    shared: &Arc<Shared>,
     name: String,
     body: impl FnOnce() + Send + 'static,
 ) -> Result<JoinHandle<()>, std::io::Error> {
-    std::thread::Builder::new().name(name).spawn(body)
+    struct Guard(Arc<Shared>, String);
+
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                self.0.fail(format!("the thread {} broke an invariant, see the log", self.1));
+                self.0.pending.clear();
+            }
+        }
+    }
+
+    let guard = Guard(Arc::clone(shared), name.clone());
+    std::thread::Builder::new().name(name).spawn(move || {
+        let _guard = guard;
+        body();
+    })
 }

@@ -116,12 +116,12 @@ impl Mailbox {
 
     /// A follower passes requests on. Refusals come back through [`Transport::answer`].
     pub fn forwarded(&self, from: NodeId, request: ForwardRequest) {
-        self.shared.offer(Event::Forwarded { from, request });
+        self.shared.insist(Event::Forwarded { from, request });
     }
 
     /// The leader answers what this node passed on.
-    pub fn answered(&self, _from: NodeId, response: ForwardResponse) {
-        self.shared.offer(Event::Answered { response });
+    pub fn answered(&self, from: NodeId, response: ForwardResponse) {
+        self.shared.insist(Event::Answered { from, response });
     }
 
     /// The stream on which this node passed requests on broke: what was sent and not answered is

@@ -39,7 +39,7 @@ const GRPC_STATUS: &str = "grpc-status";
 /// When requests end although they could go on.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ending {
-    /// Ends streams and parked calls: certainly not done, try another node.
+    /// Ends streams, which go on elsewhere, and parked calls, which may be granted yet.
     pub(crate) streams: CancellationToken,
     /// Ends everything else: what came of it is unknown.
     pub(crate) requests: CancellationToken,
@@ -100,12 +100,10 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let method = self.layer.methods.get(request.uri().path()).cloned();
         let proposes = method.as_ref().is_some_and(|method| !method.streams);
+        let parked = request.uri().path() == PARKED;
         let ending = &self.layer.ending;
-        let (end, reason) = if proposes {
-            (ending.requests.clone(), Reason::OutcomeUnknown)
-        } else {
-            (ending.streams.clone(), Reason::Draining)
-        };
+        let end = if proposes { ending.requests.clone() } else { ending.streams.clone() };
+        let reason = if proposes || parked { Reason::OutcomeUnknown } else { Reason::Draining };
         let mut open = Open::new(self.layer.metrics.clone(), method);
         let answer = self.inner.call(request);
         Box::pin(async move {
@@ -352,7 +350,7 @@ mod tests {
         let service = RequestLayer::new(Metrics::new(), ending).layer(stuck(false));
         let response = service.oneshot(request(PARKED)).await.expect("it answers");
         let status = Status::from_header_map(response.headers()).expect("a status");
-        assert_eq!(status::reason(&status), Some(Reason::Draining));
+        assert_eq!(status::reason(&status), Some(Reason::OutcomeUnknown));
     }
 
     #[test]

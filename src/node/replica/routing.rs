@@ -23,14 +23,17 @@ use crate::{
 
 /// Calls that could not be passed on are tried again after this.
 const FORWARD_RETRY: Duration = Duration::from_millis(20);
+/// How many bytes of calls one message to the leader carries; a larger call travels alone. Well
+/// below what a node decodes.
+const FORWARD_BYTES_MAX: usize = 1 << 20;
 
 /// Whose request a ticket of the core stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Route {
     /// A call of this node.
     Local { sequence: u64 },
-    /// A call that a follower passed on.
-    Remote { from: NodeId, sequence: u64 },
+    /// A call that a follower passed on, a proposal with the term that it expected.
+    Remote { from: NodeId, sequence: u64, term: Term },
     /// A renewal, by whichever way it came.
     Renewal { session: SessionId, whose: Box<Self> },
     /// A command of the leader's own; nobody waits for it.
@@ -93,9 +96,15 @@ impl Replica {
 
     fn pass_on(&mut self, leader: NodeId, jobs: &mut Jobs) {
         let term = self.status.term;
-        let batch = jobs.forwards.entry(leader).or_default();
+        let mut batch = ForwardRequest::default();
+        let mut bytes = 0;
         for sequence in self.calls.queued() {
             let Some(call) = self.calls.call(sequence) else { continue };
+            bytes += call.bytes();
+            if bytes > FORWARD_BYTES_MAX {
+                jobs.forwards.push((leader, core::mem::take(&mut batch)));
+                bytes = call.bytes();
+            }
             match &call.kind {
                 CallKind::Propose { command, .. } => batch.proposals.push(Propose {
                     sequence,
@@ -116,6 +125,7 @@ impl Replica {
             }
             self.calls.sent(sequence, leader, term);
         }
+        jobs.forwards.push((leader, batch));
     }
 
     /// A follower passes requests on to this node.
@@ -129,8 +139,8 @@ impl Replica {
     ) {
         let mut by_term: Vec<(Term, Vec<(Ticket, Bytes)>)> = Vec::new();
         for Propose { sequence, command, expected_term } in request.proposals {
-            let ticket = self.ticket(Route::Remote { from, sequence });
             let term = Term::new(expected_term);
+            let ticket = self.ticket(Route::Remote { from, sequence, term });
             match by_term.last_mut() {
                 Some((last, commands)) if *last == term => commands.push((ticket, command)),
                 _ => by_term.push((term, vec![(ticket, command)])),
@@ -140,29 +150,43 @@ impl Replica {
             let propose = Input::Propose { time: wall, expected_term: Some(term), commands };
             self.step(now, propose, jobs);
         }
+        let term = Term::ZERO;
         for ReadIndex { sequence } in request.reads {
-            let ticket = self.ticket(Route::Remote { from, sequence });
+            let ticket = self.ticket(Route::Remote { from, sequence, term });
             self.step(now, Input::Read { ticket }, jobs);
         }
         for Renew { sequence, session_id } in request.renewals {
-            let whose = Box::new(Route::Remote { from, sequence });
+            let whose = Box::new(Route::Remote { from, sequence, term });
             let session = SessionId::new(session_id);
             let ticket = self.ticket(Route::Renewal { session, whose });
             self.step(now, Input::Read { ticket }, jobs);
         }
         if request.transfer_sequence != 0 {
             let sequence = request.transfer_sequence;
-            let ticket = self.ticket(Route::Remote { from, sequence });
+            let ticket = self.ticket(Route::Remote { from, sequence, term });
             let target = Some(NodeId::new(request.transfer_target)).filter(|node| !node.is_zero());
             self.step(now, Input::Transfer { ticket, target }, jobs);
         }
     }
 
     /// The leader answers what this node passed on.
-    pub(super) fn answered(&mut self, now: Instant, response: ForwardResponse, jobs: &mut Jobs) {
-        for Answer { sequence, result } in response.answers {
+    pub(super) fn answered(
+        &mut self,
+        now: Instant,
+        from: NodeId,
+        response: ForwardResponse,
+        jobs: &mut Jobs,
+    ) {
+        for Answer { sequence, result, expected_term } in response.answers {
+            if !self.calls.awaits(sequence, from, Term::new(expected_term)) {
+                continue; // To an attempt that was given up.
+            }
             let reply = match result {
-                Some(answer::Result::Accepted(_)) | None => continue,
+                Some(answer::Result::Accepted(_)) => {
+                    self.calls.accepted(sequence);
+                    continue;
+                }
+                None => continue,
                 Some(answer::Result::ReadIndex(index)) => Reply::ReadIndex(LogIndex::new(index)),
                 Some(answer::Result::RenewedTtlMs(ttl)) => {
                     Reply::Renewed(Duration::from_millis(ttl))
@@ -190,7 +214,7 @@ impl Replica {
         let reads = request.reads.iter().map(|read| read.sequence);
         let renewals = request.renewals.iter().map(|renew| renew.sequence);
         for sequence in proposals.chain(reads).chain(renewals).chain([request.transfer_sequence]) {
-            self.calls.take_back(sequence);
+            self.calls.queue_again(sequence);
         }
         self.retry_at = now.after(FORWARD_RETRY);
     }
@@ -205,9 +229,9 @@ impl Replica {
         let Some(route) = self.routes.remove(&ticket) else { return };
         match outcome {
             ProposeOutcome::Accepted { index, term } => {
-                if let Route::Remote { from, sequence } = route {
+                if matches!(route, Route::Remote { .. }) {
                     let accepted = Accepted { index: index.value(), term: term.value() };
-                    answer_to(jobs, from, sequence, answer::Result::Accepted(accepted));
+                    answer_to(jobs, &route, answer::Result::Accepted(accepted));
                 }
             }
             ProposeOutcome::NotLeader { .. } | ProposeOutcome::Transferring { .. } => {
@@ -233,8 +257,8 @@ impl Replica {
             (ReadOutcome::Ready { index }, Route::Local { sequence }) => {
                 self.reply(sequence, Reply::ReadIndex(index), jobs);
             }
-            (ReadOutcome::Ready { index }, Route::Remote { from, sequence }) => {
-                answer_to(jobs, from, sequence, answer::Result::ReadIndex(index.value()));
+            (ReadOutcome::Ready { index }, route @ Route::Remote { .. }) => {
+                answer_to(jobs, &route, answer::Result::ReadIndex(index.value()));
             }
             (ReadOutcome::Ready { index }, Route::Renewal { session, whose }) => {
                 self.confirmed_renewals.push((index, *whose, session));
@@ -259,9 +283,9 @@ impl Replica {
                 (Some(ttl), Route::Local { sequence }) => {
                     self.reply(sequence, Reply::Renewed(ttl), jobs);
                 }
-                (Some(ttl), Route::Remote { from, sequence }) => {
+                (Some(ttl), route @ Route::Remote { .. }) => {
                     let ttl = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
-                    answer_to(jobs, from, sequence, answer::Result::RenewedTtlMs(ttl));
+                    answer_to(jobs, &route, answer::Result::RenewedTtlMs(ttl));
                 }
                 (Some(_), _) => {}
                 (None, whose) => {
@@ -289,8 +313,8 @@ impl Replica {
                 Route::Local { sequence } => {
                     self.reply(sequence, Reply::Transferred(leader), jobs);
                 }
-                Route::Remote { from, sequence } => {
-                    answer_to(jobs, from, sequence, answer::Result::TransferredTo(leader.value()));
+                Route::Remote { .. } => {
+                    answer_to(jobs, &route, answer::Result::TransferredTo(leader.value()));
                 }
                 Route::Renewal { .. } | Route::Nobody => {}
             },
@@ -324,9 +348,9 @@ impl Replica {
     fn refuse(&mut self, route: Route, refusal: Refusal, jobs: &mut Jobs) {
         match route {
             Route::Local { sequence } => self.reply(sequence, Reply::Refused(refusal), jobs),
-            Route::Remote { from, sequence } => {
+            Route::Remote { .. } => {
                 let refusal = refusal.encode_to_vec().into();
-                answer_to(jobs, from, sequence, answer::Result::Refusal(refusal));
+                answer_to(jobs, &route, answer::Result::Refusal(refusal));
             }
             Route::Renewal { whose, .. } => self.refuse(*whose, refusal, jobs),
             Route::Nobody => {}
@@ -334,8 +358,53 @@ impl Replica {
     }
 
     fn reply(&mut self, sequence: u64, reply: Reply, jobs: &mut Jobs) {
-        if self.calls.finish(sequence).is_some() && !is_internal(sequence) {
+        if is_internal(sequence) && matches!(reply, Reply::Refused(_)) && self.is_own(sequence) {
+            // A command of the node's own is proposed until it is applied.
+            self.calls.queue_again(sequence);
+            self.retry_at = self.retry_at.min(self.woken_at.after(FORWARD_RETRY));
+        } else if self.calls.finish(sequence).is_some() && !is_internal(sequence) {
             jobs.replies.push((sequence, reply));
+        }
+    }
+
+    fn is_own(&self, sequence: u64) -> bool {
+        let call = self.calls.call(sequence);
+        call.is_some_and(|call| matches!(call.kind, CallKind::Propose { .. }))
+    }
+
+    /// Ends calls of which nobody can say what became of them. A waiter that may stand in a line is
+    /// taken out; a command of the node's own, which may be repeated, is.
+    pub(super) fn end_as_unknown(
+        &mut self,
+        now: Instant,
+        calls: Vec<Call>,
+        words: &str,
+        jobs: &mut Jobs,
+    ) {
+        for call in calls {
+            if is_internal(call.sequence) {
+                self.calls.insert(now, call);
+                continue;
+            }
+            let refusal = refusal(Reason::OutcomeUnknown, words);
+            jobs.replies.push((call.sequence, Reply::Refused(refusal)));
+            if let CallKind::Propose { lock: Some(name), .. } = call.kind {
+                self.take_back(now, name, call.sequence);
+            }
+        }
+    }
+
+    /// Another node leads: transfers that were asked of its predecessor are over.
+    pub(super) fn settle_transfers(&mut self, jobs: &mut Jobs) {
+        let Some(leader) = self.status.leader else { return };
+        for (sequence, target) in self.calls.transferred(self.status.term) {
+            let reply = if target.is_none_or(|target| target == leader) {
+                Reply::Transferred(leader)
+            } else {
+                let words = format!("node {leader} was elected instead: try again");
+                Reply::Refused(refusal(Reason::TransferAborted, words))
+            };
+            self.reply(sequence, reply, jobs);
         }
     }
 
@@ -368,13 +437,12 @@ impl Replica {
         }
     }
 
-    /// Nobody waits for a call any more. What is parked, or may yet be granted, is taken back.
-    pub(super) fn abandon(&mut self, now: Instant, sequence: u64) {
+    /// Nobody waits for a call any more. What is parked, may yet be granted, or was granted a
+    /// moment ago, is taken back.
+    pub(super) fn abandon(&mut self, now: Instant, sequence: u64, lock: Option<String>) {
         let queued = self.calls.is_queued(sequence);
-        let Some(call) = self.calls.finish(sequence) else { return };
-        if let CallKind::Propose { lock: Some(name), .. } = call.kind
-            && !queued
-        {
+        self.calls.finish(sequence);
+        if let (Some(name), false) = (lock, queued) {
             self.take_back(now, name, sequence);
         }
     }
@@ -407,7 +475,9 @@ fn not_leader(leader: Option<NodeId>) -> Refusal {
     }
 }
 
-fn answer_to(jobs: &mut Jobs, to: NodeId, sequence: u64, result: answer::Result) {
-    let answer = Answer { sequence, result: Some(result) };
-    jobs.answers.entry(to).or_default().answers.push(answer);
+/// Answers what a follower passed on.
+fn answer_to(jobs: &mut Jobs, route: &Route, result: answer::Result) {
+    let Route::Remote { from, sequence, term } = *route else { return };
+    let answer = Answer { sequence, result: Some(result), expected_term: term.value() };
+    jobs.answers.entry(from).or_default().answers.push(answer);
 }

@@ -158,7 +158,7 @@ impl World {
             }
         }
         for (to, response) in jobs.answers {
-            self.deliver(id, to, Event::Answered { response });
+            self.deliver(id, to, Event::Answered { from: id, response });
         }
     }
 
@@ -481,7 +481,7 @@ fn an_abandoned_waiter_leaves_the_line() {
         view.lock("l").expect("the store works").lock.map_or(0, |lock| lock.waiter_count)
     };
     world.until("it waits", |world| waiting(world) == 1);
-    let gone = Event::Abandoned { sequence: second };
+    let gone = Event::Abandoned { sequence: second, lock: Some("l".into()) };
     world.nodes.get_mut(&waiter).expect("three nodes").inbox.push_back(gone);
     world.until("it is gone", |world| waiting(world) == 0);
     let release = ReleaseRequest {

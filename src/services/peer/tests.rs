@@ -488,7 +488,7 @@ async fn what_is_forwarded_arrives_once_and_is_answered() {
     assert_eq!(reads, proposals);
 
     let result = Some(answer::Result::ReadIndex(5));
-    let answers = vec![Answer { sequence: 3, result }];
+    let answers = vec![Answer { sequence: 3, result, expected_term: 1 }];
     two.transport.answer(ONE, ForwardResponse { answers: answers.clone() });
     let is_answer = |event| match event {
         Event::Answered(response) => Some(response.answers),
