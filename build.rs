@@ -29,12 +29,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .btree_map(".quorate")
         .compile_fds(descriptors)?;
 
-    println!("cargo:rustc-env=QUORATE_COMMIT={}", commit().unwrap_or_default());
+    let version = env!("CARGO_PKG_VERSION");
+    let version = commit()
+        .map_or_else(|| version.to_owned(), |commit| format!("{version} (commit {commit})"));
+    println!("cargo:rustc-env=QUORATE_VERSION={version}");
     Ok(())
 }
 
-/// The commit that is built, where the tree is a checkout and git is there.
+/// The commit that is built, where this folder is a checkout and git is there.
 fn commit() -> Option<String> {
+    if !Path::new(".git").exists() {
+        return None; // An enclosing checkout is another project's.
+    }
     let answer = std::process::Command::new("git")
         .args(["rev-parse", "--short=12", "HEAD"])
         .output()

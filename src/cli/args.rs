@@ -27,8 +27,7 @@ pub struct Cli {
 }
 
 /// The version and the commit that was built.
-const LONG_VERSION: &str =
-    concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("QUORATE_COMMIT"), ")");
+const LONG_VERSION: &str = env!("QUORATE_VERSION");
 
 /// Flags that stand before or after the command.
 #[derive(Clone, Debug, Default, Args)]

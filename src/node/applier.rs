@@ -141,7 +141,7 @@ impl Applier {
     }
 
     /// Takes over what the log says of cluster and members. Returns whether the cluster is founded
-    /// and whether this node's disk is registered.
+    /// and whether this node is registered, with its disk and addresses.
     fn learn_members(&self) -> Result<(bool, bool), StoreError> {
         let view = View::new(self.machine.store().snapshot());
         learn_members(&view, &self.shared)
@@ -239,5 +239,11 @@ pub(crate) fn learn_members(view: &View, shared: &Shared) -> Result<(bool, bool)
     }
     let members = view.members()?;
     directory.registered(&members);
-    Ok((true, directory.is_registered()))
+    // A node that moved to other addresses registers again.
+    let current = members.iter().any(|member| {
+        member.node_id == directory.node_id.value()
+            && member.client_address == directory.client_address
+            && member.peer_address == directory.peer_address
+    });
+    Ok((true, current && directory.is_registered()))
 }

@@ -17,6 +17,8 @@ use tokio::{
     time::timeout,
 };
 
+use quorate::client::Client;
+
 use crate::{LIMIT, PROGRAM, eventually};
 
 /// Tells the clusters of this file apart.
@@ -35,7 +37,11 @@ struct Up {
 impl Up {
     /// Starts three nodes and waits for the table.
     async fn start() -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
+        Self::start_over(tempfile::tempdir().expect("a directory")).await
+    }
+
+    /// The same over a directory that may hold a cluster, on ports of its own.
+    async fn start_over(dir: TempDir) -> Self {
         let base_port = free_base_port();
         let mut child = command(dir.path(), base_port, &[]).spawn().expect("it starts");
         let lines = |pipe: Box<dyn AsyncRead + Unpin>| BufReader::new(pipe).lines();
@@ -137,6 +143,27 @@ async fn are_gone(nodes: &[Pid]) {
         nodes.iter().all(|node| test_kill_process(*node).is_err()).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn other_ports_over_existing_data_are_fine() {
+    let up = Up::start().await;
+    let client = |base_port: u16, node: u16| {
+        let endpoint = format!("127.0.0.1:{}", base_port + node);
+        Client::builder().endpoints([endpoint]).build().expect("an endpoint")
+    };
+    client(up.base_port, 1).kv().set("a", "1").await.expect("written");
+    let (nodes, dir) = up.end(Signal::INT).await;
+    are_gone(&nodes).await;
+
+    let up = Up::start_over(dir).await;
+    for node in 1..=3 {
+        let kv = client(up.base_port, node);
+        let value = kv.kv().get("a").await.expect("read").map(|kv| kv.value);
+        assert_eq!(value.as_deref(), Some(&b"1"[..]), "node {node}");
+        kv.kv().set(format!("b{node}"), "2").await.expect("written at each node");
+    }
+    up.end(Signal::INT).await;
 }
 
 #[tokio::test]
