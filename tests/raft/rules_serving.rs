@@ -393,7 +393,7 @@ fn every_transfer_has_one_typed_outcome() {
 }
 
 #[test]
-fn log_time_never_goes_back_whatever_the_leaders_clocks_say() {
+fn rule_30_log_time_never_goes_back_whatever_the_leaders_clocks_say() {
     let mut network = Network::new(3);
     network.elect(1);
     let propose = |network: &mut Network, id: u64, millis: u64| {

@@ -132,7 +132,7 @@ proptest! {
 }
 
 #[test]
-fn log_time_never_goes_back() {
+fn rule_30_apply_knows_one_clock_that_never_goes_back() {
     let mut harness = Harness::new();
     harness.now_ms = 5_000;
     harness.put("a", "1");

@@ -423,7 +423,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn l1_to_l8_hold_after_every_entry(
+    fn l1_l2_l3_l5_l7_and_l8_hold_after_every_entry(
         choices in prop::collection::vec(any::<Choice>(), 1..120),
         cuts in prop::collection::vec(1_usize..9, 1..6),
     ) {

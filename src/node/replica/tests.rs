@@ -18,7 +18,7 @@ use crate::{
     },
     pb::{
         command::v1::{Command, Origin, Outcome, Reason, RegisterMember, command, outcome},
-        kv::v1::{PutRequest, RangeRequest},
+        kv::v1::{HeldLock, PutRequest, RangeRequest},
         lock::v1::{AcquireRequest, ReleaseRequest},
         session::v1::OpenSessionRequest,
     },
@@ -464,6 +464,57 @@ fn a_parked_waiter_survives_its_leader_and_is_granted_by_the_next() {
         panic!("not granted");
     };
     assert!(second.fencing_token > first.fencing_token);
+}
+
+#[test]
+fn l6_a_holder_that_overslept_its_ttl_writes_nothing() {
+    let mut world = World::new();
+    let leader = world.wait_for_leader();
+    let [sleeper, other] = world.others(leader);
+    let granted = |world: &mut World, on| {
+        let sequence = world.propose(on, acquire("l"));
+        let outcome::Result::Acquire(grant) = world.outcome(on, sequence) else {
+            panic!("not granted");
+        };
+        grant.fencing_token
+    };
+    let stale = granted(&mut world, sleeper);
+    // Nobody renews it, so the next in line gets it, while its holder still believes in it.
+    let token = granted(&mut world, other);
+    let mut write = |on, fencing_token, value: &'static str| {
+        let lock = HeldLock { name: "l".into(), fencing_token };
+        let put = PutRequest {
+            key: "guarded".into(),
+            value: value.into(),
+            require_lock: Some(lock),
+            ..PutRequest::default()
+        };
+        let sequence = world.propose(on, command::Op::Put(put));
+        world.outcome(on, sequence)
+    };
+    assert!(matches!(write(other, token, "new"), outcome::Result::Put(_)));
+    let outcome::Result::Refusal(refusal) = write(sleeper, stale, "old") else {
+        panic!("a stale write was accepted");
+    };
+    assert_eq!(refusal.reason(), Reason::WrongFencingToken);
+    assert_eq!(world.value(other, "guarded"), Some("new".into()));
+}
+
+#[test]
+fn l9_after_healing_a_free_lock_is_granted_within_its_ttl_and_an_election() {
+    let mut world = World::new();
+    let leader = world.wait_for_leader();
+    let [waiter, _] = world.others(leader);
+    let first = world.propose(leader, acquire("l"));
+    world.outcome(leader, first);
+    let second = world.propose(waiter, acquire("l"));
+    world.pass_for(Duration::from_secs(1));
+    // Holder and leader die at once; the next leader gives the holder its whole TTL again.
+    world.nodes.get_mut(&leader).expect("three nodes").up = false;
+    let died = world.now;
+    world.outcome(waiter, second);
+    let (ttl, election) = (Duration::from_secs(5), Duration::from_secs(2));
+    assert!(world.now.since(died) <= ttl + election, "{:?}", world.now.since(died));
 }
 
 #[test]
