@@ -61,12 +61,16 @@ impl Server {
     /// # Errors
     /// Where an address is taken, or the data directory is in use, foreign or damaged.
     pub async fn start(config: ValidConfig) -> Result<Self, Error> {
+        // The directory first: of a node that is started twice it says more than a taken port.
+        let bootstrap = if config.bootstrap { Bootstrap::Yes } else { Bootstrap::No };
+        let data = DataDir::open(&config.data_dir, config.id, bootstrap)?;
         let bound = bind(&config).await?;
         let addresses = bound.addresses;
         let metrics = Metrics::new();
         let opening = (config.clone(), metrics.clone());
         // Recovery reads the whole log, which may take long.
-        let opened = tokio::task::spawn_blocking(move || open(&opening.0, addresses, opening.1));
+        let opened =
+            tokio::task::spawn_blocking(move || open(&opening.0, data, addresses, opening.1));
         let (running, transport) =
             opened.await.map_err(|error| Error::Start(error.to_string()))??;
         let handle = running.handle().clone();
@@ -164,14 +168,13 @@ async fn bind(config: &ValidConfig) -> Result<Bound, Error> {
     Ok(Bound { client, peer, admin, addresses })
 }
 
-/// Takes the data directory and starts the node over it. Blocks.
+/// Starts the node over its data directory. Blocks.
 fn open(
     config: &ValidConfig,
+    data: DataDir,
     addresses: Addresses,
     metrics: Metrics,
 ) -> Result<(Running, Arc<PeerTransport>), Error> {
-    let bootstrap = if config.bootstrap { Bootstrap::Yes } else { Bootstrap::No };
-    let data = DataDir::open(&config.data_dir, config.id, bootstrap)?;
     let directory = Arc::new(directory(config, &data, addresses));
     let options = PeerOptions { incoming_dir: data.incoming_path() };
     let transport = PeerTransport::new(Arc::clone(&directory), options);
