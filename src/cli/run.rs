@@ -70,7 +70,7 @@ async fn dispatch(cli: Cli) -> Result<u8, Error> {
     let Cli { globals, command } = cli;
     let context = || Context::new(&globals);
     match command {
-        Command::Up(args) => args.run().await?,
+        Command::Up(args) => args.run(globals.config.as_deref()).await?,
         Command::Node(args) => args.run(globals.config.as_deref()).await?,
         Command::Status(args) => args.run(&context()?).await?,
         Command::Kv(command) => command.run(&context()?).await?,

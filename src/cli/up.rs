@@ -1,6 +1,6 @@
 //! `quorate up`: the flags of a cluster on this machine; the lab runs it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -12,7 +12,7 @@ use crate::{
 /// Flags of `up`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  quorate up\n  quorate up --nodes 5 --ephemeral -- --log-level debug"
+    after_help = "Examples:\n  quorate up\n  quorate up --nodes 5 --ephemeral -- --log-level debug\n\nA --config file holds settings of every node, such as log_level = \"debug\"."
 )]
 pub struct UpArgs {
     /// How many nodes
@@ -34,7 +34,10 @@ pub struct UpArgs {
 }
 
 impl UpArgs {
-    pub(crate) async fn run(self) -> Result<(), Error> {
+    pub(crate) async fn run(mut self, config: Option<&Path>) -> Result<(), Error> {
+        if let Some(file) = config {
+            self.node_flags.extend(["--config".to_owned(), file.display().to_string()]);
+        }
         let program = std::env::current_exe()
             .map_err(|error| Error::failed(format!("cannot find this program: {error}")))?;
         let typed_as = std::env::args().next().unwrap_or_else(|| "quorate".to_owned());
