@@ -1,262 +1,31 @@
-//! A cluster of replicas over a perfect network and disks, in virtual time: how calls fare.
+//! How calls fare: passed on, lost, answered late, parked, taken back.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::Arc,
-};
+mod world;
+
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use prost::Message as _;
 
+use self::world::{World, acquire, n, put};
 use crate::{
-    machine::{Applied, Machine, MachineConfig, View, testing::MapStore},
+    machine::{View, refusal},
     node::{
-        calls::{Call, CallKind, Reply},
-        replica::{
-            AppliedReport, Event, Installed, Jobs, Recovered, Replica, ReplicaConfig, WalJob,
-        },
+        calls::{CallKind, Reply},
+        replica::{Event, Installed},
     },
     pb::{
-        command::v1::{Command, Origin, Outcome, Reason, RegisterMember, command, outcome},
+        command::v1::{Reason, command, outcome},
         kv::v1::{HeldLock, PutRequest, RangeRequest},
-        lock::v1::{AcquireRequest, ReleaseRequest},
-        session::v1::OpenSessionRequest,
+        lock::v1::ReleaseRequest,
+        raft::v1::{
+            ForwardResponse,
+            forward_response::{Answer, answer},
+        },
     },
-    raft::{Config, Membership, Restored, RoleKind},
-    types::{Duration, Instant, LogTime, NodeId, SessionId},
+    raft::Membership,
+    types::Duration,
 };
-
-const STEP: Duration = Duration::from_millis(5);
-/// Where the wall clock stands when the monotonic one starts.
-const EPOCH_MS: u64 = 1_700_000_000_000;
-
-struct Node {
-    replica: Replica,
-    machine: Machine,
-    inbox: VecDeque<Event>,
-    outcomes: BTreeMap<u64, Outcome>,
-    replies: BTreeMap<u64, Reply>,
-    up: bool,
-}
-
-struct World {
-    now: Instant,
-    nodes: BTreeMap<NodeId, Node>,
-    /// Pairs that cannot speak, in either direction.
-    cut: BTreeSet<(NodeId, NodeId)>,
-    /// Pairs of which the first cannot pass requests on to the second.
-    deaf: BTreeSet<(NodeId, NodeId)>,
-    sequence: u64,
-}
-
-fn n(id: u64) -> NodeId {
-    NodeId::new(id)
-}
-
-impl World {
-    fn new() -> Self {
-        let members = Membership::of((1..=3).map(n));
-        let node = |id: u64| {
-            let config = ReplicaConfig {
-                raft: Config { id: n(id), seed: id, ..Config::default() },
-                boot: id,
-                patience: Duration::from_secs(2),
-                retained_log_bytes: 1 << 20,
-                new_cluster_id: uuid::Uuid::from_u128(u128::from(id)).to_string(),
-                member: RegisterMember {
-                    node_id: id,
-                    incarnation: uuid::Uuid::from_u128(u128::from(100 + id)).to_string(),
-                    ..RegisterMember::default()
-                },
-            };
-            let recovered = Recovered {
-                raft: Restored { membership: members.clone(), ..Restored::default() },
-                sessions: Vec::new(),
-                founded: false,
-                registered: false,
-                next_timer: None,
-            };
-            let store = Arc::new(MapStore::default());
-            let node = Node {
-                replica: Replica::new(config, recovered, Instant::from_nanos(1)),
-                machine: Machine::open(store, MachineConfig::default()).expect("an empty store"),
-                inbox: VecDeque::new(),
-                outcomes: BTreeMap::new(),
-                replies: BTreeMap::new(),
-                up: true,
-            };
-            (n(id), node)
-        };
-        let nodes = (1..=3).map(node).collect();
-        Self {
-            now: Instant::from_nanos(1),
-            nodes,
-            cut: BTreeSet::new(),
-            deaf: BTreeSet::new(),
-            sequence: 0,
-        }
-    }
-
-    fn wall(&self) -> LogTime {
-        LogTime::from_millis(EPOCH_MS).after(self.now.since(Instant::ZERO))
-    }
-
-    /// Lets time pass until something holds; fails after a minute of it.
-    fn until(&mut self, what: &str, mut holds: impl FnMut(&mut Self) -> bool) {
-        let end = self.now.after(Duration::from_secs(60));
-        while !holds(self) {
-            assert!(self.now < end, "waited in vain until {what}");
-            self.pass();
-        }
-    }
-
-    fn pass_for(&mut self, span: Duration) {
-        let end = self.now.after(span);
-        while self.now < end {
-            self.pass();
-        }
-    }
-
-    fn pass(&mut self) {
-        self.now = self.now.after(STEP);
-        let (now, wall) = (self.now, self.wall());
-        for id in (1..=3).map(n) {
-            let node = self.nodes.get_mut(&id).expect("three nodes");
-            if !node.up {
-                node.inbox.clear();
-                continue;
-            }
-            let events: Vec<Event> = node.inbox.drain(..).collect();
-            let mut jobs = Jobs::default();
-            node.replica.handle(now, wall, events, &mut jobs);
-            self.carry_out(id, jobs);
-        }
-    }
-
-    fn carry_out(&mut self, id: NodeId, jobs: Jobs) {
-        let node = self.nodes.get_mut(&id).expect("three nodes");
-        for job in jobs.wal {
-            if let WalJob::Append(append) = job {
-                let (hard, log) = (append.hard_mark, append.log_mark);
-                node.inbox.push_back(Event::Persisted { hard, log });
-            }
-        }
-        if !jobs.apply.is_empty() {
-            let applied = node.machine.apply(&jobs.apply).expect("the store works");
-            let report = node.report(id, applied);
-            node.inbox.push_back(Event::Applied(report));
-        }
-        node.replies.extend(jobs.replies);
-        for (to, message) in jobs.messages {
-            self.deliver(id, to, Event::Message { from: id, message });
-        }
-        for (to, request) in jobs.forwards {
-            let event = Event::Forwarded { from: id, request: request.clone() };
-            if self.deaf.contains(&(id, to)) || !self.deliver(id, to, event) {
-                let node = self.nodes.get_mut(&id).expect("three nodes");
-                node.inbox.push_back(Event::NotForwarded { request });
-            }
-        }
-        for (to, response) in jobs.answers {
-            self.deliver(id, to, Event::Answered { from: id, response });
-        }
-    }
-
-    fn deliver(&mut self, from: NodeId, to: NodeId, event: Event) -> bool {
-        let cut = self.cut.contains(&(from, to)) || self.cut.contains(&(to, from));
-        let node = self.nodes.get_mut(&to).expect("three nodes");
-        let delivered = node.up && !cut;
-        if delivered {
-            node.inbox.push_back(event);
-        }
-        delivered
-    }
-
-    fn leader(&self) -> Option<NodeId> {
-        let leads = |node: &Node| node.up && node.replica.status().role == RoleKind::Leader;
-        let mut leaders = self.nodes.iter().filter(|(_, node)| leads(node));
-        leaders.next_back().map(|(&id, _)| id)
-    }
-
-    fn wait_for_leader(&mut self) -> NodeId {
-        self.until("a leader is elected", |world| {
-            world.leader().is_some_and(|id| world.nodes[&id].replica.status().leader_ready)
-        });
-        self.leader().expect("just seen")
-    }
-
-    fn call(&mut self, on: NodeId, kind: CallKind) -> u64 {
-        self.sequence += 1;
-        let call = Call { sequence: self.sequence, deadline: Instant::FAR, kind };
-        self.nodes.get_mut(&on).expect("three nodes").inbox.push_back(Event::Call(call));
-        self.sequence
-    }
-
-    fn propose(&mut self, on: NodeId, op: command::Op) -> u64 {
-        let lock = match &op {
-            command::Op::Acquire(request) => Some(request.name.clone()),
-            _ => None,
-        };
-        let sequence = self.sequence + 1;
-        let origin = Some(Origin { node_id: on.value(), boot: on.value(), sequence });
-        let command = Command { version: 1, origin, op: Some(op) }.encode_to_vec();
-        self.call(on, CallKind::Propose { command: command.into(), lock })
-    }
-
-    fn outcome(&mut self, on: NodeId, sequence: u64) -> outcome::Result {
-        self.until("a call has its outcome", |world| {
-            world.nodes[&on].outcomes.contains_key(&sequence)
-        });
-        let outcome = self.nodes.get_mut(&on).and_then(|node| node.outcomes.remove(&sequence));
-        outcome.and_then(|outcome| outcome.result).expect("an outcome has a result")
-    }
-
-    fn value(&self, on: NodeId, key: &'static str) -> Option<Bytes> {
-        let view = View::new(self.nodes[&on].machine.store().snapshot());
-        let request = RangeRequest { key: key.into(), ..RangeRequest::default() };
-        let range = view.range(&request).expect("the store works").expect("a plain range");
-        range.kvs.first().map(|kv| kv.value.clone())
-    }
-
-    fn others(&self, than: NodeId) -> [NodeId; 2] {
-        let others: Vec<NodeId> = self.nodes.keys().copied().filter(|&id| id != than).collect();
-        others.try_into().expect("three nodes")
-    }
-}
-
-impl Node {
-    fn report(&mut self, id: NodeId, applied: Applied) -> AppliedReport {
-        let ours = |origin: &Origin| origin.node_id == id.value() && origin.boot == id.value();
-        let view = View::new(self.machine.store().snapshot());
-        let members = view.members().expect("the store works");
-        let mut report = AppliedReport {
-            index: applied.head.index,
-            term: applied.head.term,
-            sessions: applied.sessions,
-            next_timer: applied.next_timer,
-            founded: view.cluster_id().expect("the store works").is_some(),
-            registered: members.iter().any(|member| member.node_id == id.value()),
-            ..AppliedReport::default()
-        };
-        for (origin, outcome) in applied.outcomes.into_iter().filter(|(origin, _)| ours(origin)) {
-            report.completed.push(origin.sequence);
-            let again = self.outcomes.insert(origin.sequence, outcome);
-            assert!(again.is_none(), "call {} was answered twice", origin.sequence);
-        }
-        let parked = applied.parked.into_iter().filter(|(origin, _)| ours(origin));
-        report.parked = parked.map(|(origin, session)| (origin.sequence, session)).collect();
-        report
-    }
-}
-
-fn put(key: &'static str, value: &'static str) -> command::Op {
-    command::Op::Put(PutRequest { key: key.into(), value: value.into(), ..PutRequest::default() })
-}
-
-fn acquire(name: &str) -> command::Op {
-    let ttl = Some(prost_types::Duration { seconds: 5, nanos: 0 });
-    command::Op::Acquire(AcquireRequest { name: name.into(), ttl, ..AcquireRequest::default() })
-}
 
 #[test]
 fn a_follower_passes_a_write_on_and_answers_it_from_its_own_apply() {
@@ -400,14 +169,8 @@ fn rule_29_a_deposed_leader_prolongs_no_session() {
     let mut world = World::new();
     let leader = world.wait_for_leader();
     let [follower, other] = world.others(leader);
-    let ttl = Some(prost_types::Duration { seconds: 2, nanos: 0 });
-    let open = OpenSessionRequest { ttl, ..OpenSessionRequest::default() };
-    let sequence = world.propose(leader, command::Op::OpenSession(open));
-    let outcome::Result::OpenSession(opened) = world.outcome(leader, sequence) else {
-        panic!("no session");
-    };
+    let session = world.session(leader);
     world.cut.extend([(leader, follower), (leader, other)]);
-    let session = SessionId::new(opened.session_id);
     let renewal = world.call(leader, CallKind::Renew { session });
     world.pass_for(Duration::from_secs(8));
     let renewed = world.nodes[&leader].replies.get(&renewal);
@@ -421,13 +184,7 @@ fn a_renewed_session_lives_and_one_that_is_not_renewed_ends() {
     let mut world = World::new();
     let leader = world.wait_for_leader();
     let [follower, _] = world.others(leader);
-    let ttl = Some(prost_types::Duration { seconds: 2, nanos: 0 });
-    let open = OpenSessionRequest { ttl, ..OpenSessionRequest::default() };
-    let sequence = world.propose(follower, command::Op::OpenSession(open));
-    let outcome::Result::OpenSession(opened) = world.outcome(follower, sequence) else {
-        panic!("no session");
-    };
-    let session = SessionId::new(opened.session_id);
+    let session = world.session(follower);
     let lives = |world: &World| {
         let view = View::new(world.nodes[&follower].machine.store().snapshot());
         view.session(session).expect("the store works").is_some()
@@ -449,10 +206,7 @@ fn a_parked_waiter_survives_its_leader_and_is_granted_by_the_next() {
     let mut world = World::new();
     let leader = world.wait_for_leader();
     let [holder, waiter] = world.others(leader);
-    let first = world.propose(holder, acquire("l"));
-    let outcome::Result::Acquire(first) = world.outcome(holder, first) else {
-        panic!("not granted");
-    };
+    let first = world.granted(holder);
     let second = world.propose(waiter, acquire("l"));
     world.pass_for(Duration::from_secs(1));
     world.nodes.get_mut(&leader).expect("three nodes").up = false;
@@ -463,7 +217,7 @@ fn a_parked_waiter_survives_its_leader_and_is_granted_by_the_next() {
     let outcome::Result::Acquire(second) = world.outcome(waiter, second) else {
         panic!("not granted");
     };
-    assert!(second.fencing_token > first.fencing_token);
+    assert!(second.fencing_token > first);
 }
 
 #[test]
@@ -471,16 +225,9 @@ fn l6_a_holder_that_overslept_its_ttl_writes_nothing() {
     let mut world = World::new();
     let leader = world.wait_for_leader();
     let [sleeper, other] = world.others(leader);
-    let granted = |world: &mut World, on| {
-        let sequence = world.propose(on, acquire("l"));
-        let outcome::Result::Acquire(grant) = world.outcome(on, sequence) else {
-            panic!("not granted");
-        };
-        grant.fencing_token
-    };
-    let stale = granted(&mut world, sleeper);
+    let stale = world.granted(sleeper);
     // Nobody renews it, so the next in line gets it, while its holder still believes in it.
-    let token = granted(&mut world, other);
+    let token = world.granted(other);
     let mut write = |on, fencing_token, value: &'static str| {
         let lock = HeldLock { name: "l".into(), fencing_token };
         let put = PutRequest {
@@ -518,14 +265,105 @@ fn l9_after_healing_a_free_lock_is_granted_within_its_ttl_and_an_election() {
 }
 
 #[test]
+fn a_late_refusal_of_an_earlier_attempt_does_not_repeat_a_call() {
+    let mut world = World::new();
+    let leader = world.wait_for_leader();
+    let [follower, other] = world.others(leader);
+    let write = world.propose(follower, put("a", "1"));
+    world.pass();
+    world.pass();
+    // The leader has it and for a moment reaches nobody; a refusal of some earlier term arrives.
+    world.cut.extend([(leader, follower), (leader, other)]);
+    let refusal = refusal(Reason::NotLeader, "").encode_to_vec().into();
+    let result = Some(answer::Result::Refusal(refusal));
+    let answers = vec![Answer { sequence: write, result, expected_term: 0 }];
+    let response = ForwardResponse { answers };
+    world.tell(follower, Event::Answered { from: leader, response });
+    world.pass_for(Duration::from_millis(100));
+    world.cut.clear();
+    world.outcome(follower, write);
+    world.pass_for(Duration::from_secs(1));
+    let view = View::new(world.nodes[&leader].machine.store().snapshot());
+    let request = RangeRequest { key: "a".into(), ..RangeRequest::default() };
+    let range = view.range(&request).expect("the store works").expect("a plain range");
+    assert_eq!(range.kvs[0].version, 1, "written once");
+}
+
+#[test]
+fn a_write_lost_on_its_way_to_a_leader_that_stays_ends_as_unknown() {
+    let mut world = World::new();
+    let leader = world.wait_for_leader();
+    let [follower, _] = world.others(leader);
+    let write = world.propose(follower, put("a", "1"));
+    world.swallow = true;
+    world.pass();
+    world.swallow = false;
+    world.tell(follower, Event::ForwardBroken { leader });
+    world.until("it is answered", |world| world.nodes[&follower].replies.contains_key(&write));
+    let Reply::Refused(refusal) = &world.nodes[&follower].replies[&write] else {
+        panic!("not a refusal");
+    };
+    assert_eq!(refusal.reason(), Reason::OutcomeUnknown);
+}
+
+#[test]
+fn a_grant_that_nobody_took_is_given_back() {
+    let mut world = World::new();
+    let leader = world.wait_for_leader();
+    let [holder, _] = world.others(leader);
+    world.granted(holder);
+    let sequence = world.sequence;
+    // The outcome was settled, and the caller went away before it looked.
+    world.tell(holder, Event::Abandoned { sequence, lock: Some("l".into()) });
+    let soon = world.now.after(Duration::from_secs(1));
+    world.until("it is free", |world| world.lock(leader).holder.is_none());
+    assert!(world.now < soon, "not by its TTL");
+}
+
+#[test]
+fn much_that_waited_for_a_leader_travels_in_pieces() {
+    let mut world = World::new();
+    let leader = world.wait_for_leader();
+    let [follower, _] = world.others(leader);
+    let value = Bytes::from(vec![b'x'; 400 << 10]);
+    let writes: Vec<u64> = (0..6)
+        .map(|n| {
+            let put = PutRequest {
+                key: format!("big-{n}").into(),
+                value: value.clone(),
+                ..PutRequest::default()
+            };
+            world.propose(follower, command::Op::Put(put))
+        })
+        .collect();
+    for write in writes {
+        assert!(matches!(world.outcome(follower, write), outcome::Result::Put(_)));
+    }
+}
+
+#[test]
+fn a_transfer_asked_of_a_follower_moves_leadership_once() {
+    let mut world = World::new();
+    let leader = world.wait_for_leader();
+    let [follower, _] = world.others(leader);
+    let term = world.nodes[&leader].replica.status().term;
+    let transfer = world.call(follower, CallKind::Transfer { target: None });
+    world.until("it is answered", |world| world.nodes[&follower].replies.contains_key(&transfer));
+    world.pass_for(Duration::from_secs(3));
+    let Reply::Transferred(now) = world.nodes[&follower].replies[&transfer] else {
+        panic!("not transferred");
+    };
+    assert_ne!(now, leader);
+    assert_eq!(world.leader(), Some(now));
+    assert_eq!(world.nodes[&now].replica.status().term, term.next());
+}
+
+#[test]
 fn an_abandoned_waiter_leaves_the_line() {
     let mut world = World::new();
     let leader = world.wait_for_leader();
     let [holder, waiter] = world.others(leader);
-    let first = world.propose(holder, acquire("l"));
-    let outcome::Result::Acquire(first) = world.outcome(holder, first) else {
-        panic!("not granted");
-    };
+    let first = world.granted(holder);
     let second = world.propose(waiter, acquire("l"));
     let waiting = |world: &World| {
         let view = View::new(world.nodes[&leader].machine.store().snapshot());
@@ -535,11 +373,8 @@ fn an_abandoned_waiter_leaves_the_line() {
     let gone = Event::Abandoned { sequence: second, lock: Some("l".into()) };
     world.nodes.get_mut(&waiter).expect("three nodes").inbox.push_back(gone);
     world.until("it is gone", |world| waiting(world) == 0);
-    let release = ReleaseRequest {
-        name: "l".into(),
-        fencing_token: first.fencing_token,
-        ..ReleaseRequest::default()
-    };
+    let release =
+        ReleaseRequest { name: "l".into(), fencing_token: first, ..ReleaseRequest::default() };
     let release = world.propose(holder, command::Op::Release(release));
     assert!(matches!(world.outcome(holder, release), outcome::Result::Release(_)));
 }
