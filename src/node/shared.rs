@@ -22,6 +22,9 @@ use crate::{
     storage::DataDir,
 };
 
+/// How many events wait beside a full queue before what peers pass on is dropped.
+const OVERFLOW_MAX: usize = 16_384;
+
 /// What the driver takes in.
 #[derive(Debug)]
 pub(crate) enum DriverInput {
@@ -72,11 +75,17 @@ impl Shared {
 
     /// Hands over an event that nothing makes up for. Where the queue is full it waits beside it,
     /// and the caller does not: the driver, which has all the queue to take, looks there each turn.
+    /// What a node says of its own calls and connections is bounded by these; what peers pass on is
+    /// dropped beyond [`OVERFLOW_MAX`], and its callers' deadlines make up for it.
     pub(crate) fn insist(&self, event: Event) {
         if let Err(TrySendError::Full(DriverInput::Event(event))) =
             self.driver.try_send(DriverInput::Event(event))
         {
-            self.overflow.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+            let peers = matches!(event, Event::Forwarded { .. } | Event::Answered { .. });
+            let mut overflow = self.overflow.lock().unwrap_or_else(PoisonError::into_inner);
+            if !peers || overflow.len() < OVERFLOW_MAX {
+                overflow.push(event);
+            }
         }
     }
 
