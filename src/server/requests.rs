@@ -27,6 +27,7 @@ use crate::{
     machine::refusal,
     observe::Metrics,
     pb::{DESCRIPTORS, command::v1::Reason},
+    services,
     wire::status,
 };
 
@@ -97,7 +98,8 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        services::arrive(&mut request);
         let method = self.layer.methods.get(request.uri().path()).cloned();
         let proposes = method.as_ref().is_some_and(|method| !method.streams);
         let parked = request.uri().path() == PARKED;

@@ -3,9 +3,10 @@
 //!
 //! tonic 0.14 keeps a timeout of its own (`GrpcTimeout`) for the same header and answers CANCELLED.
 //! It stands outside of every layer that a user can add, so the header cannot be hidden from it; but
-//! it polls what is inside first and starts its timer after ours. So ours run a little earlier and
-//! win: first the handler's, which knows what became of the request, then the gate's. A server must
-//! therefore not set tonic's `Server::timeout`.
+//! it polls what is inside first, and it starts its timer after it has called what is inside. So
+//! ours, counted from [`arrive`] within that call, run a little earlier and win: first the handler's,
+//! which knows what became of the request, then the gate's. A server must therefore not set tonic's
+//! `Server::timeout`.
 
 use http::HeaderMap;
 use tokio::time::Instant;
@@ -21,6 +22,21 @@ pub(crate) const DEADLINE_DEFAULT: Duration = Duration::from_secs(60);
 
 /// How much earlier than the client's each of our two deadlines runs out, at most.
 const HEAD_START_MAX: Duration = Duration::from_millis(4);
+
+/// When a request arrived.
+#[derive(Clone, Copy, Debug)]
+struct Arrival(Instant);
+
+/// Notes when a request arrived. To be called where tonic calls a service, not where its future is
+/// polled: a busy server may do that later than our head start.
+pub(crate) fn arrive<B>(request: &mut http::Request<B>) {
+    request.extensions_mut().insert(Arrival(Instant::now()));
+}
+
+/// When a request arrived; now where nobody noted it.
+pub(crate) fn arrival<B>(request: &http::Request<B>) -> Instant {
+    request.extensions().get::<Arrival>().map_or_else(Instant::now, |arrival| arrival.0)
+}
 
 /// A call's deadlines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

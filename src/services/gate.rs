@@ -154,7 +154,7 @@ pub(crate) async fn pass(
     next: Next,
 ) -> Response {
     let kind = Kind::of(request.uri().path());
-    let deadline = Deadline::of(request.headers(), kind, Instant::now());
+    let deadline = Deadline::of(request.headers(), kind, deadline::arrival(&request));
     let permit = match gate.admit(kind) {
         Ok(permit) => permit,
         Err(status) => return answer(status),

@@ -20,6 +20,7 @@ mod session;
 mod snapshot;
 
 pub use cluster::Peers;
+pub(crate) use deadline::arrive;
 pub use gate::Limits;
 pub use health::Health;
 pub use routes::{ClientSide, client_side};

@@ -10,6 +10,7 @@ use prost::Message as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, service::Routes, transport::Server};
+use tower::util::MapRequestLayer;
 
 use super::*;
 use crate::{pb, types::Duration};
@@ -31,7 +32,11 @@ where
     let router = router.layer(from_fn_with_state(Arc::new(gate), pass));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let server = Server::builder().add_routes(Routes::from(router));
+    let noted = MapRequestLayer::new(|mut request| {
+        deadline::arrive(&mut request);
+        request
+    });
+    let server = Server::builder().layer(noted).add_routes(Routes::from(router));
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     let (requests, connection) =
         h2::client::handshake(TcpStream::connect(address).await.unwrap()).await.unwrap();
