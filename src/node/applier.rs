@@ -11,13 +11,13 @@ use crate::{
         FeedHead, Published, SnapshotSource, Transport,
         calls::is_internal,
         install::Prepared,
-        pending::Settled,
+        pending::{Marks, Settled},
         replica::{AppliedReport, Event},
         shared::{DriverInput, Shared},
     },
     pb::command::v1::{Outcome, Reason, outcome},
     raft::{Entry, SendSnapshot},
-    types::GroupId,
+    types::{GroupId, Instant},
 };
 
 /// About how many entries are applied in one batch of the store.
@@ -26,8 +26,8 @@ const ENTRIES_PER_BATCH: usize = 1_024;
 /// Work for the applier, in order.
 #[derive(Debug)]
 pub(crate) enum ApplierJob {
-    /// Applies committed entries.
-    Apply(Vec<Entry>),
+    /// Applies entries that were committed at this time.
+    Apply(Vec<Entry>, Instant),
     /// Replaces the state by a received snapshot.
     Install(Box<Prepared>, oneshot::Sender<Result<(), String>>),
     /// Sends a snapshot of the state.
@@ -50,9 +50,9 @@ impl Applier {
         let mut next = jobs.recv().ok();
         while let Some(job) = next.take() {
             let done = match job {
-                ApplierJob::Apply(mut entries) => {
+                ApplierJob::Apply(mut entries, committed) => {
                     next = gather(&mut entries, jobs);
-                    self.apply(&entries)
+                    self.apply(&entries, committed)
                 }
                 ApplierJob::Install(prepared, reply) => self.install(*prepared, reply),
                 ApplierJob::Send(send) => self.send_snapshot(send),
@@ -68,13 +68,15 @@ impl Applier {
         }
     }
 
-    fn apply(&mut self, entries: &[Entry]) -> Result<(), StoreError> {
+    fn apply(&mut self, entries: &[Entry], committed: Instant) -> Result<(), StoreError> {
         let before = self.machine.head().clone();
         let applied = self.machine.apply(entries)?;
-        self.shared.metrics.record_applied(entries.len());
+        let settled = self.shared.clock.now();
+        self.shared.metrics.record_applied(entries.len(), settled.since(committed));
+        let marks = Marks { committed, settled, ..Marks::default() };
         let head = applied.head.clone();
         let members = applied.changes.iter().any(|change| change.space == Space::Members);
-        let mut report = self.complete(applied, |applied| {
+        let mut report = self.complete(applied, marks, |applied| {
             let batch = Published {
                 revision_before: before.revision,
                 revision: head.revision,
@@ -95,7 +97,12 @@ impl Applier {
 
     /// Publishes, then completes the calls of this process: whoever gets an answer finds its
     /// effect in the feed.
-    fn complete(&self, mut applied: Applied, publish: impl FnOnce(&mut Applied)) -> AppliedReport {
+    fn complete(
+        &self,
+        mut applied: Applied,
+        marks: Marks,
+        publish: impl FnOnce(&mut Applied),
+    ) -> AppliedReport {
         publish(&mut applied);
         let mut report = AppliedReport {
             index: applied.head.index,
@@ -121,12 +128,14 @@ impl Applier {
                 Some(outcome::Result::Acquire(grant)) => Some(grant.name.clone()),
                 _ => None,
             };
-            let delivered = self.shared.pending.settle(origin.sequence, Settled::Outcome(outcome));
+            let outcome = Settled::Outcome(outcome);
+            let delivered = self.shared.pending.settle(origin.sequence, outcome, marks);
             if let (Some(name), false) = (granted, delivered) {
                 report.undelivered.push((name, origin.sequence));
             }
         }
         let parked = applied.parked.into_iter().filter(|(origin, _)| ours(origin));
+        let parked = parked.inspect(|(origin, _)| self.shared.pending.park(origin.sequence));
         report.parked = parked.map(|(origin, session)| (origin.sequence, session)).collect();
         report
     }
@@ -210,7 +219,7 @@ impl Applier {
 fn gather(entries: &mut Vec<Entry>, jobs: &Receiver<ApplierJob>) -> Option<ApplierJob> {
     while entries.len() < ENTRIES_PER_BATCH {
         match jobs.try_recv().ok()? {
-            ApplierJob::Apply(more) => entries.extend(more),
+            ApplierJob::Apply(more, _) => entries.extend(more),
             other => return Some(other),
         }
     }

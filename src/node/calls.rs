@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use crate::{
+    node::places::{PlaceId, SentKind},
     pb::command::v1::Refusal,
     types::{Duration, Instant, LogIndex, NodeId, SessionId, Term},
 };
@@ -22,6 +23,8 @@ pub(crate) struct Call {
     pub(crate) sequence: u64,
     /// Not tried again after this.
     pub(crate) deadline: Instant,
+    /// Where it is stamped.
+    pub(crate) place: PlaceId,
     /// What is asked.
     pub(crate) kind: CallKind,
 }
@@ -47,6 +50,17 @@ pub(crate) enum CallKind {
     Renew { session: SessionId },
     /// Hands leadership over.
     Transfer { target: Option<NodeId> },
+}
+
+impl CallKind {
+    /// What its stages are those of.
+    pub(crate) const fn sent(&self) -> SentKind {
+        match self {
+            Self::Propose { .. } => SentKind::Write,
+            Self::Read => SentKind::Read,
+            Self::Renew { .. } | Self::Transfer { .. } => SentKind::Other,
+        }
+    }
 }
 
 /// The answer to a call, but for a proposal's outcome.
@@ -103,6 +117,11 @@ impl Calls {
     /// The calls that wait for a leader, in the order of their numbers.
     pub(crate) fn queued(&self) -> Vec<u64> {
         self.queue.iter().copied().collect()
+    }
+
+    /// How many calls wait for a leader, or for what it says.
+    pub(crate) fn len(&self) -> usize {
+        self.calls.len()
     }
 
     /// Whether any call waits for a leader.
@@ -315,7 +334,7 @@ mod tests {
 
     fn propose(sequence: u64) -> Call {
         let kind = CallKind::Propose { command: Bytes::new(), lock: None };
-        Call { sequence, deadline: Instant::FAR, kind }
+        Call { sequence, deadline: Instant::FAR, place: PlaceId::NONE, kind }
     }
 
     fn at(millis: u64) -> Instant {
@@ -337,7 +356,7 @@ mod tests {
     fn a_broken_way_repeats_reads_and_leaves_proposals_alone() {
         let mut calls = Calls::default();
         calls.insert(at(1), propose(1));
-        calls.insert(at(1), Call { sequence: 2, deadline: Instant::FAR, kind: CallKind::Read });
+        calls.insert(at(1), Call { kind: CallKind::Read, ..propose(2) });
         calls.sent(1, NodeId::new(2), Term::new(3));
         calls.sent(2, NodeId::new(2), Term::new(3));
         calls.leader_lost(at(2), |leader, _| leader == NodeId::new(2));

@@ -14,12 +14,15 @@ use crate::{
     node::{
         Transport,
         applier::ApplierJob,
-        pending::Settled,
+        pending::{Marks, Settled},
+        places::{Sent, SentKind},
         replica::{Event, Jobs, Replica, WalJob},
         shared::{DriverInput, Shared},
+        wal_writer::WalJobs,
     },
+    observe::{Queue, ReadStage, Stage},
     raft::{Entry, Payload, RoleKind},
-    types::{GroupId, Instant, NodeId},
+    types::{GroupId, Instant, LogIndex, NodeId},
 };
 
 /// The most events that one turn takes in.
@@ -32,11 +35,21 @@ pub(crate) struct Driver {
     pub(crate) replica: Replica,
     pub(crate) shared: Arc<Shared>,
     pub(crate) transport: Arc<dyn Transport>,
-    pub(crate) wal: Sender<Vec<WalJob>>,
+    pub(crate) wal: Sender<WalJobs>,
     pub(crate) applier: Sender<ApplierJob>,
     pub(crate) disk: Disk,
+    /// What this node proposed as the leader and does not know to be committed.
+    pub(crate) proposed: VecDeque<Proposed>,
     /// For the next turn.
     pub(crate) again: Vec<Event>,
+}
+
+/// A batch of entries on its way to a majority.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Proposed {
+    last: LogIndex,
+    entries: usize,
+    at: Instant,
 }
 
 /// Watches how long the log's disk takes (rule 21).
@@ -63,6 +76,7 @@ impl Driver {
             if let Some(change) = self.disk.check(now, self.shared.tuning.disk_stall_timeout) {
                 events.push(Event::DiskStalled(change));
             }
+            self.shared.metrics.observe_turn(events.len());
             let mut jobs = Jobs::default();
             self.replica.handle(now, wall, events.drain(..), &mut jobs);
             self.carry_out(now, jobs);
@@ -103,9 +117,9 @@ impl Driver {
     fn carry_out(&mut self, now: Instant, jobs: Jobs) {
         if !jobs.wal.is_empty() {
             self.disk.handed_over(now);
-            self.count_proposals(&jobs.wal);
+            self.count_proposals(now, &jobs.wal);
             // The writer is gone only after a failure, which ends the node.
-            let _ = self.wal.send(jobs.wal);
+            let _ = self.wal.send(WalJobs { jobs: jobs.wal, handed: now });
         }
         for (to, message) in jobs.messages {
             self.transport.send(to, GroupId::SYSTEM, message);
@@ -120,10 +134,18 @@ impl Driver {
             let _ = self.applier.send(ApplierJob::Send(send));
         }
         if !jobs.apply.is_empty() {
-            let _ = self.applier.send(ApplierJob::Apply(jobs.apply));
+            let _ = self.applier.send(ApplierJob::Apply(jobs.apply, now));
         }
+        for sent in jobs.sent {
+            self.count_sent(now, sent);
+        }
+        let marks = Marks { settled: now, ..Marks::default() };
         for (sequence, reply) in jobs.replies {
-            self.shared.pending.settle(sequence, Settled::Reply(reply));
+            self.shared.pending.settle(sequence, Settled::Reply(reply), marks);
+        }
+        self.count_committed(now);
+        for campaign in jobs.campaigns {
+            self.shared.metrics.record_campaign(campaign);
         }
         if jobs.persist_state {
             self.persist_state();
@@ -136,9 +158,17 @@ impl Driver {
     }
 
     /// What a leader appends is what it proposes.
-    fn count_proposals(&self, jobs: &[WalJob]) {
+    fn count_proposals(&mut self, now: Instant, jobs: &[WalJob]) {
         if self.replica.status().role != RoleKind::Leader {
             return;
+        }
+        for job in jobs {
+            if let WalJob::Append(append) = job
+                && let Some(last) = append.entries.last()
+            {
+                let entries = append.entries.len();
+                self.proposed.push_back(Proposed { last: last.index, entries, at: now });
+            }
         }
         let appended = jobs.iter().filter_map(|job| match job {
             WalJob::Append(append) => Some(&append.entries),
@@ -146,6 +176,34 @@ impl Driver {
         });
         let is_command = |entry: &&Entry| matches!(entry.payload, Payload::Command(_));
         self.shared.metrics.record_proposals(appended.flatten().filter(is_command).count());
+    }
+
+    /// How long the entries took that are committed now, and how much waits where.
+    fn count_committed(&mut self, now: Instant) {
+        let (status, metrics) = (self.replica.status(), &self.shared.metrics);
+        if status.role != RoleKind::Leader {
+            self.proposed.clear();
+        }
+        while let Some(&batch) = self.proposed.front()
+            && batch.last <= status.commit
+        {
+            self.proposed.pop_front();
+            metrics.observe_stage(Stage::Replicate, now.since(batch.at), batch.entries);
+        }
+        let waiting = if self.proposed.is_empty() { 0 } else { status.last.since(status.commit) };
+        metrics.set_queue(Queue::Replicate, waiting);
+        metrics.set_queue(Queue::Wal, self.disk.waiting.len() as u64);
+        metrics.set_queue(Queue::Calls, self.replica.open_calls() as u64);
+    }
+
+    fn count_sent(&self, now: Instant, sent: Sent) {
+        let Some(taken) = self.shared.places.stamp(sent, now) else { return };
+        let (metrics, queued) = (&self.shared.metrics, now.since(taken));
+        match sent.kind {
+            SentKind::Write => metrics.observe_stage(Stage::Queue, queued, 1),
+            SentKind::Read => metrics.observe_read_stage(ReadStage::Queue, queued),
+            SentKind::Other => {}
+        }
     }
 
     fn forward(&mut self, to: NodeId, request: crate::pb::raft::v1::ForwardRequest) {

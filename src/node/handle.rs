@@ -10,11 +10,12 @@ use crate::{
     node::{
         Directory, Feed, Mailbox,
         calls::{Call, CallKind, Reply},
-        pending::Settled,
+        pending::{Marks, Settled},
+        places::{PlaceId, SentKind},
         replica::Event,
         shared::Shared,
     },
-    observe::Metrics,
+    observe::{self, Metrics, ReadStage},
     pb::{
         cluster::v1::NodeStatus,
         command::v1::{Command, Origin, Outcome, Reason, Refusal, command, outcome},
@@ -98,10 +99,16 @@ impl Handle {
         if self.shared.feed.head().index >= index {
             return Ok(());
         }
+        let began = Deadline::now();
         let mut head = self.shared.feed.subscribe();
         let applied = head.wait_for(|head| head.index >= index);
         match within(deadline, applied).await {
-            Some(Ok(_)) => Ok(()),
+            Some(Ok(_)) => {
+                let span = began.elapsed();
+                self.shared.metrics.observe_read_stage(ReadStage::Apply, span);
+                observe::note(|trace| trace.apply = Some(span));
+                Ok(())
+            }
             Some(Err(_)) => Err(stopping()),
             None => {
                 let words = format!("this node has not applied the log up to {index} in time");
@@ -218,6 +225,8 @@ struct Open<'a> {
     sequence: u64,
     /// The lock that is asked for.
     lock: Option<String>,
+    taken: Instant,
+    place: PlaceId,
     settled: bool,
 }
 
@@ -228,7 +237,15 @@ impl<'a> Open<'a> {
             return Err(overloaded(max));
         }
         let sequence = shared.sequence.fetch_add(1, Ordering::Relaxed) + 1;
-        Ok(Self { shared, counter, sequence, lock: None, settled: false })
+        Ok(Self {
+            shared,
+            counter,
+            sequence,
+            lock: None,
+            taken: Instant::ZERO,
+            place: PlaceId::NONE,
+            settled: false,
+        })
     }
 
     async fn call(
@@ -239,15 +256,20 @@ impl<'a> Open<'a> {
         let receiver = self.shared.pending.open(self.sequence);
         let until = deadline.map_or(Instant::FAR, |at| self.shared.clock.at(at.into_std()));
         let changes = matches!(kind, CallKind::Propose { .. } | CallKind::Transfer { .. });
-        let call = Call { sequence: self.sequence, deadline: until, kind };
+        let (moment, asked) = (Deadline::now(), kind.sent());
+        self.taken = self.shared.clock.at(moment.into_std());
+        self.place = self.shared.places.claim(self.sequence, self.taken);
+        observe::note(|trace| trace.taken = Some(moment));
+        let call = Call { sequence: self.sequence, deadline: until, place: self.place, kind };
         if !self.shared.offer(Event::Call(call)) {
             self.settled = true;
             self.shared.pending.forget(self.sequence);
             return Err(overloaded(self.shared.tuning.calls_max));
         }
         match within(deadline, receiver).await {
-            Some(Ok(settled)) => {
+            Some(Ok((settled, marks))) => {
                 self.settled = true;
+                self.note(asked, marks);
                 Ok(settled)
             }
             Some(Err(_)) => Err(stopping()),
@@ -259,11 +281,49 @@ impl<'a> Open<'a> {
             None => Err(refusal(Reason::DeadlineExceeded, "the deadline ran out: try again")),
         }
     }
+
+    /// Notes how far the call came in the trace of the request that it serves.
+    fn note_sent(&self) -> Option<(Instant, NodeId)> {
+        let sent = self.shared.places.sent(self.place);
+        let me = self.shared.directory.node_id;
+        observe::note(|trace| {
+            trace.sent = sent.map(|(at, _)| at);
+            let leader = sent.map(|(_, leader)| leader).filter(|leader| *leader != me);
+            trace.passed_on_to = leader.map_or(0, NodeId::value);
+            trace.queue = sent.map(|(at, _)| at.since(self.taken));
+        });
+        sent
+    }
+
+    /// Notes where the time of a call went that has its answer.
+    fn note(&self, asked: SentKind, marks: Marks) {
+        let sent = self.note_sent();
+        let after = |later: Instant| sent.map(|(at, _)| later.since(at));
+        if let (SentKind::Read, Some(confirm)) = (asked, after(marks.settled)) {
+            self.shared.metrics.observe_read_stage(ReadStage::Confirm, confirm);
+        }
+        observe::note(|trace| {
+            trace.settled = Some(marks.settled.since(self.taken));
+            trace.waited = marks.waited;
+            match asked {
+                SentKind::Write if marks.committed != Instant::ZERO => {
+                    trace.replicate = after(marks.committed);
+                    trace.apply = Some(marks.settled.since(marks.committed));
+                }
+                SentKind::Write => {}
+                SentKind::Read | SentKind::Other => trace.confirm = after(marks.settled),
+            }
+        });
+    }
 }
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
         self.counter.fetch_sub(1, Ordering::Relaxed);
+        if !self.settled {
+            self.note_sent();
+        }
+        self.shared.places.give_back(self.place);
         if !self.settled {
             self.shared.pending.forget(self.sequence);
             let lock = self.lock.take();

@@ -14,6 +14,7 @@ mod handle;
 mod install;
 mod lessor;
 mod pending;
+mod places;
 mod replica;
 mod shared;
 mod start;

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use crate::{node::calls::Reply, pb::command::v1::Outcome};
+use crate::{node::calls::Reply, pb::command::v1::Outcome, types::Instant};
 
 /// Tables that calls are spread over, so that services and applier seldom meet at one lock.
 const SHARDS: usize = 16;
@@ -21,7 +21,25 @@ pub(crate) enum Settled {
     Reply(Reply),
 }
 
-type Shard = Mutex<HashMap<u64, oneshot::Sender<Settled>>>;
+/// When a call got as far as it did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Marks {
+    /// When the entry that answers it was committed, as this node learned it.
+    pub(crate) committed: Instant,
+    /// When it was applied, or the reply was there.
+    pub(crate) settled: Instant,
+    /// Whether it waited in a line between the two.
+    pub(crate) waited: bool,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    sender: oneshot::Sender<(Settled, Marks)>,
+    waited: bool,
+}
+
+type Table = HashMap<u64, Waiter>;
+type Shard = Mutex<Table>;
 
 /// The open calls of this process.
 #[derive(Debug, Default)]
@@ -31,16 +49,25 @@ pub(crate) struct Pending {
 
 impl Pending {
     /// Opens a call.
-    pub(crate) fn open(&self, sequence: u64) -> oneshot::Receiver<Settled> {
+    pub(crate) fn open(&self, sequence: u64) -> oneshot::Receiver<(Settled, Marks)> {
         let (sender, receiver) = oneshot::channel();
-        self.shard(sequence).insert(sequence, sender);
+        self.shard(sequence).insert(sequence, Waiter { sender, waited: false });
         receiver
     }
 
     /// Ends a call. `false` where nobody waits for it any more.
-    pub(crate) fn settle(&self, sequence: u64, settled: Settled) -> bool {
-        let sender = self.shard(sequence).remove(&sequence);
-        sender.is_some_and(|sender| sender.send(settled).is_ok())
+    pub(crate) fn settle(&self, sequence: u64, settled: Settled, marks: Marks) -> bool {
+        let waiter = self.shard(sequence).remove(&sequence);
+        waiter.is_some_and(|Waiter { sender, waited }| {
+            sender.send((settled, Marks { waited, ..marks })).is_ok()
+        })
+    }
+
+    /// A call was applied and waits in a line.
+    pub(crate) fn park(&self, sequence: u64) {
+        if let Some(waiter) = self.shard(sequence).get_mut(&sequence) {
+            waiter.waited = true;
+        }
     }
 
     /// Forgets a call. `false` where it was ended before.
@@ -55,7 +82,7 @@ impl Pending {
         }
     }
 
-    fn shard(&self, sequence: u64) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Settled>>> {
+    fn shard(&self, sequence: u64) -> MutexGuard<'_, Table> {
         let shard = usize::try_from(sequence % SHARDS as u64).expect("a small number");
         self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -16,11 +16,12 @@ use crate::{
     node::{
         calls::{Call, Calls, Reply},
         lessor::Lessor,
+        places::Sent,
     },
     pb::raft::v1::{ForwardRequest, ForwardResponse},
     raft::{
-        Append, Config, Entry, HardMark, Held, Input, LogMark, LogStart, Membership, Message, Raft,
-        Ready, Restored, RoleKind, SendSnapshot, Status, Ticket,
+        Append, Campaigned, Config, Entry, HardMark, Held, Input, LogMark, LogStart, Membership,
+        Message, Raft, Ready, Restored, RoleKind, SendSnapshot, Status, Ticket,
     },
     types::{Duration, Instant, LogIndex, LogTime, NodeId, SessionId, Term},
 };
@@ -132,6 +133,10 @@ pub(crate) struct Jobs {
     pub(crate) persist_state: bool,
     /// Role, term or leader changed.
     pub(crate) role_changed: bool,
+    /// The calls that were proposed or passed on.
+    pub(crate) sent: Vec<Sent>,
+    /// The campaigns that were begun.
+    pub(crate) campaigns: Vec<Campaigned>,
 }
 
 /// A write to the log on disk.
@@ -221,6 +226,11 @@ impl Replica {
     /// How the group stands.
     pub(crate) const fn status(&self) -> &Status {
         &self.status
+    }
+
+    /// How many of this node's calls are open.
+    pub(crate) fn open_calls(&self) -> usize {
+        self.calls.len()
     }
 
     /// Takes in a batch of events and says what is to be done. `wall` is the wall clock.
@@ -318,6 +328,7 @@ impl Replica {
         for (ticket, outcome) in ready.transfers {
             self.transfer_answered(now, ticket, outcome, jobs);
         }
+        jobs.campaigns.append(&mut ready.campaigns);
         if ready.role_changed {
             self.role_changed(now, jobs);
         }

@@ -14,7 +14,7 @@ use crate::{
     machine::{View, store::Store},
     node::{
         Directory, Feed, Tuning, applier::ApplierJob, clock::Clock, pending::Pending,
-        replica::Event,
+        places::Places, replica::Event,
     },
     observe::Metrics,
     pb::cluster::v1::{NodeStatus, Role},
@@ -44,6 +44,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     pub(crate) feed: Arc<Feed>,
     pub(crate) pending: Pending,
+    pub(crate) places: Places,
     pub(crate) clock: Clock,
     pub(crate) boot: u64,
     pub(crate) store: ArcSwap<Arc<dyn Store>>,

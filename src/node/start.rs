@@ -1,6 +1,7 @@
 //! Brings a node up from its data directory, and down again.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize},
@@ -21,9 +22,10 @@ use crate::{
         clock::Clock,
         driver::{Disk, Driver},
         pending::Pending,
-        replica::{Recovered, Replica, ReplicaConfig, WalJob},
+        places::Places,
+        replica::{Recovered, Replica, ReplicaConfig},
         shared::{DriverInput, Shared},
-        wal_writer,
+        wal_writer::{self, WalJobs},
     },
     observe::Metrics,
     pb::{cluster::v1::NodeStatus, command::v1::RegisterMember},
@@ -145,7 +147,7 @@ pub fn start(options: NodeOptions) -> Result<Running, Error> {
 
     let (driver, inputs) = mpsc::sync_channel(DRIVER_QUEUE);
     let (applier, applier_jobs) = mpsc::channel();
-    let (wal_jobs, wal_inputs) = mpsc::channel::<Vec<WalJob>>();
+    let (wal_jobs, wal_inputs) = mpsc::channel::<WalJobs>();
     let head = machine.head();
     let feed = Feed::new(FeedHead {
         index: head.index,
@@ -159,6 +161,7 @@ pub fn start(options: NodeOptions) -> Result<Running, Error> {
         metrics,
         feed: Arc::new(feed),
         pending: Pending::default(),
+        places: Places::default(),
         clock: Clock::start(),
         boot: Uuid::new_v4().as_u64_pair().0,
         store: ArcSwap::from_pointee(Arc::clone(machine.store())),
@@ -192,6 +195,7 @@ pub fn start(options: NodeOptions) -> Result<Running, Error> {
         wal: wal_jobs,
         applier,
         disk: Disk::default(),
+        proposed: VecDeque::new(),
         again: Vec::new(),
     };
     let applier = Applier { machine, config, shared: Arc::clone(&shared), transport };

@@ -9,16 +9,25 @@ use crate::{
         replica::WalJob,
         shared::{DriverInput, Shared},
     },
+    observe::WalBatch,
     raft::{HardMark, LogMark},
     storage::Wal,
-    types::GroupId,
+    types::{GroupId, Instant},
 };
+
+/// What one turn of the driver wants written.
+#[derive(Debug)]
+pub(crate) struct WalJobs {
+    pub(crate) jobs: Vec<WalJob>,
+    /// When it was handed over.
+    pub(crate) handed: Instant,
+}
 
 /// The most batches that one sync covers.
 const BATCHES_PER_SYNC_MAX: u64 = 1_024;
 
 /// Runs until the driver is gone or the disk fails.
-pub(crate) fn run(mut wal: Wal, jobs: &Receiver<Vec<WalJob>>, shared: &Arc<Shared>) {
+pub(crate) fn run(mut wal: Wal, jobs: &Receiver<WalJobs>, shared: &Arc<Shared>) {
     while let Ok(first) = jobs.recv() {
         if let Err(error) = write_all(&mut wal, first, jobs, shared) {
             shared.fail(format!("the log cannot be written, this node stops: {error}"));
@@ -33,16 +42,17 @@ pub(crate) fn run(mut wal: Wal, jobs: &Receiver<Vec<WalJob>>, shared: &Arc<Share
 
 fn write_all(
     wal: &mut Wal,
-    first: Vec<WalJob>,
-    jobs: &Receiver<Vec<WalJob>>,
+    first: WalJobs,
+    jobs: &Receiver<WalJobs>,
     shared: &Arc<Shared>,
 ) -> Result<(), crate::storage::Error> {
-    let start = shared.clock.now();
+    let (handed, mut handed_last) = (first.handed, first.handed);
     let (mut hard, mut log) = (HardMark::default(), LogMark::default());
     let (mut batches, mut entries) = (0, 0);
     let mut next = Some(first);
     while let Some(batch) = next {
-        for job in batch {
+        handed_last = batch.handed;
+        for job in batch.jobs {
             match job {
                 WalJob::Append(append) => {
                     hard = hard.max(append.hard_mark);
@@ -58,8 +68,12 @@ fn write_all(
         batches += 1;
         next = if batches < BATCHES_PER_SYNC_MAX { jobs.try_recv().ok() } else { None };
     }
+    let (full, bytes) = (shared.clock.now(), wal.unsynced_bytes());
     wal.sync()?;
-    shared.metrics.observe_fsync(shared.clock.now().since(start), entries);
+    let fsync = shared.clock.now().since(full);
+    let append = full.since(handed);
+    let batch = WalBatch { handed, handed_last, append, fsync, entries, bytes };
+    shared.metrics.observe_wal_batch(batch);
     // The driver is gone only when the node stops; then nobody needs to know.
     let _ = shared.driver.send(DriverInput::Synced { hard, log, batches });
     Ok(())

@@ -1,24 +1,25 @@
 //! The metrics of one node and the functions that move them.
 //!
 //! Names are `quorate_<area>_<thing>_<unit>`; counters alone end in `_total`. Labels have few
-//! values: the methods of our own services, gRPC codes, roles. Nothing a user writes becomes a label.
+//! values: the methods of our own services, gRPC codes, roles. Nothing a user writes becomes a
+//! label. docs/metrics.md tells each of them; what is exported and what is told there is the same.
 
 use std::{fmt, sync::Arc};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
-    metrics::{
-        counter::Counter,
-        family::Family,
-        gauge::Gauge,
-        histogram::{Histogram, exponential_buckets},
-    },
-    registry::{Registry, Unit},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::{Metric, Registry, Unit},
 };
 
 use crate::{
-    raft::RoleKind,
-    types::{Duration, LogIndex, Term},
+    observe::{
+        histogram::{COUNTS, Histogram, SIZES, TIMES},
+        methods::{Durations, Ended, MethodMetrics, Methods, OpenNow},
+        stages::{ReadStage, Stage, Staged, WalBatch, WalBatches},
+    },
+    raft::{CampaignReason, Campaigned, RoleKind},
+    types::{Duration, Instant, LogIndex, Term},
 };
 
 /// The media type of [`Metrics::encode`].
@@ -30,24 +31,61 @@ pub struct Metrics {
     inner: Arc<Inner>,
 }
 
+/// What is counted for each request or batch takes no lock.
 struct Inner {
     registry: Registry,
+    writes: Staged<6>,
+    reads: Staged<3>,
     proposals: Counter,
     applied: Counter,
     fsync: Histogram,
-    fsync_batch: Histogram,
+    fsync_entries: Histogram,
+    fsync_bytes: Histogram,
+    apply_entries: Histogram,
+    turn_events: Histogram,
+    wal_batches: WalBatches,
+    queues: [Gauge; Queue::ALL.len()],
     role: Family<RoleLabel, Gauge>,
     term: Gauge,
     commit_index: Gauge,
     applied_index: Gauge,
     leader_changes: Counter,
-    requests: Family<RequestLabel, Counter>,
-    request_duration: Family<MethodLabel, Histogram, fn() -> Histogram>,
-    streams: Family<MethodLabel, Gauge>,
+    pre_votes: Family<ReasonLabel, Counter>,
+    elections: Family<ReasonLabel, Counter>,
+    methods: Methods,
     fell_behind: Counter,
     forwards: Counter,
     snapshots_sent: Counter,
     snapshots_installed: Counter,
+}
+
+/// Where work waits inside a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queue {
+    /// Events that the driver took in its latest turn.
+    Driver,
+    /// Calls that wait for a leader, or for its answer.
+    Calls,
+    /// Batches that were handed to the log's writer and are not synced.
+    Wal,
+    /// Entries that were proposed here and are not committed.
+    Replicate,
+    /// Entries that are committed and not applied.
+    Apply,
+}
+
+impl Queue {
+    const ALL: [Self; 5] = [Self::Driver, Self::Calls, Self::Wal, Self::Replicate, Self::Apply];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Driver => "driver",
+            Self::Calls => "calls",
+            Self::Wal => "wal",
+            Self::Replicate => "replicate",
+            Self::Apply => "apply",
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -56,20 +94,20 @@ struct RoleLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct MethodLabel {
-    service: Arc<str>,
-    method: Arc<str>,
+struct ReasonLabel {
+    reason: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RequestLabel {
-    service: Arc<str>,
-    method: Arc<str>,
-    code: &'static str,
+struct QueueLabel {
+    queue: &'static str,
 }
 
 const ROLES: [RoleKind; 4] =
     [RoleKind::Follower, RoleKind::PreCandidate, RoleKind::Candidate, RoleKind::Leader];
+
+const REASONS: [CampaignReason; 3] =
+    [CampaignReason::Timeout, CampaignReason::ConnectionLost, CampaignReason::Transfer];
 
 impl Default for Metrics {
     fn default() -> Self {
@@ -81,26 +119,43 @@ impl Metrics {
     /// A registry of its own with every metric at zero.
     #[must_use]
     pub fn new() -> Self {
+        let queues = Family::<QueueLabel, Gauge>::default();
+        let queue = |queue: Queue| queues.get_or_create_owned(&QueueLabel { queue: queue.name() });
         let mut inner = Inner {
             registry: Registry::with_prefix("quorate"),
+            writes: Staged::writes(),
+            reads: Staged::reads(),
             proposals: Counter::default(),
             applied: Counter::default(),
-            fsync: latency(),
-            fsync_batch: Histogram::new(exponential_buckets(1.0, 2.0, 12)),
+            fsync: Histogram::new(&TIMES),
+            fsync_entries: Histogram::new(&COUNTS),
+            fsync_bytes: Histogram::new(&SIZES),
+            apply_entries: Histogram::new(&COUNTS),
+            turn_events: Histogram::new(&COUNTS),
+            wal_batches: WalBatches::default(),
+            queues: Queue::ALL.map(queue),
             role: Family::default(),
             term: Gauge::default(),
             commit_index: Gauge::default(),
             applied_index: Gauge::default(),
             leader_changes: Counter::default(),
-            requests: Family::default(),
-            request_duration: Family::new_with_constructor(latency),
-            streams: Family::default(),
+            pre_votes: Family::default(),
+            elections: Family::default(),
+            methods: Methods::default(),
             fell_behind: Counter::default(),
             forwards: Counter::default(),
             snapshots_sent: Counter::default(),
             snapshots_installed: Counter::default(),
         };
+        for reason in REASONS.map(reason_label) {
+            drop(inner.elections.get_or_create(&reason));
+            if reason != reason_label(CampaignReason::Transfer) {
+                drop(inner.pre_votes.get_or_create(&reason));
+            }
+        }
+        inner.register_stages();
         inner.register_raft();
+        inner.register("queue_depth", "What waits in a queue of this node", &queues);
         inner.register_requests();
         let metrics = Self { inner: Arc::new(inner) };
         metrics.set_role(RoleKind::Follower);
@@ -112,16 +167,52 @@ impl Metrics {
         self.inner.proposals.inc_by(commands as u64);
     }
 
-    /// Counts entries that this node applied.
-    pub fn record_applied(&self, entries: usize) {
+    /// Counts a run of entries that this node applied, and from their commit on.
+    pub fn record_applied(&self, entries: usize, since_commit: Duration) {
         self.inner.applied.inc_by(entries as u64);
+        self.inner.apply_entries.observe(entries as u64, 1);
+        self.observe_stage(Stage::Apply, since_commit, entries);
     }
 
-    /// Records one write and fsync of the log: how long it took and how many entries it held.
-    pub fn observe_fsync(&self, duration: Duration, entries: usize) {
-        self.inner.fsync.observe(duration.as_secs_f64());
-        #[expect(clippy::cast_precision_loss, reason = "a batch is far below 2^52 entries")]
-        self.inner.fsync_batch.observe(entries as f64);
+    /// Counts how long `writes` writes took for a stage.
+    pub fn observe_stage(&self, stage: Stage, span: Duration, writes: usize) {
+        self.inner.writes.of(stage).observe_time(span, writes as u64);
+    }
+
+    /// Counts how long a linearizable read took for a stage.
+    pub fn observe_read_stage(&self, stage: ReadStage, span: Duration) {
+        self.inner.reads.of_read(stage).observe_time(span, 1);
+    }
+
+    /// Records one write and fsync of the log.
+    pub fn observe_wal_batch(&self, batch: WalBatch) {
+        let inner = &*self.inner;
+        inner.fsync.observe_time(batch.fsync, 1);
+        inner.fsync_entries.observe(batch.entries as u64, 1);
+        inner.fsync_bytes.observe(batch.bytes, 1);
+        if batch.entries > 0 {
+            self.observe_stage(Stage::Append, batch.append, batch.entries);
+            self.observe_stage(Stage::Fsync, batch.fsync, batch.entries);
+        }
+        inner.wal_batches.push(batch);
+    }
+
+    /// The batch of the log that held what was handed to its writer at this time of the node's
+    /// clock, while it is among the latest ones.
+    #[must_use]
+    pub fn wal_batch_at(&self, handed: Instant) -> Option<WalBatch> {
+        self.inner.wal_batches.at(handed)
+    }
+
+    /// Records how many events the driver took in a turn.
+    pub fn observe_turn(&self, events: usize) {
+        self.inner.turn_events.observe(events as u64, 1);
+        self.set_queue(Queue::Driver, events as u64);
+    }
+
+    /// Sets how much waits in a queue.
+    pub fn set_queue(&self, queue: Queue, depth: u64) {
+        self.inner.queues[queue as usize].set(clamp(depth));
     }
 
     /// Sets what this node does in its group.
@@ -141,6 +232,7 @@ impl Metrics {
     pub fn set_progress(&self, commit: LogIndex, applied: LogIndex) {
         self.inner.commit_index.set(clamp(commit.value()));
         self.inner.applied_index.set(clamp(applied.value()));
+        self.set_queue(Queue::Apply, commit.value().saturating_sub(applied.value()));
     }
 
     /// Counts that this node saw another leader than before.
@@ -148,32 +240,17 @@ impl Metrics {
         self.inner.leader_changes.inc();
     }
 
-    /// Records a request that ended: how long it took and its gRPC code, such as `OK`. `service`
-    /// is the full name, such as `quorate.lock.v1.LockService`; both must come from our own protos,
-    /// because each pair is a row for ever.
-    pub fn observe_request(
-        &self,
-        service: &Arc<str>,
-        method: &Arc<str>,
-        code: &'static str,
-        duration: Duration,
-    ) {
-        let (service, method) = (Arc::clone(service), Arc::clone(method));
-        let label = MethodLabel { service: service.clone(), method: method.clone() };
-        self.inner.request_duration.get_or_create(&label).observe(duration.as_secs_f64());
-        self.inner.requests.get_or_create(&RequestLabel { service, method, code }).inc();
+    /// Counts that this node asked for votes, or whether it would get them.
+    pub fn record_campaign(&self, campaign: Campaigned) {
+        let family = if campaign.pre_vote { &self.inner.pre_votes } else { &self.inner.elections };
+        family.get_or_create(&reason_label(campaign.reason)).inc();
     }
 
-    /// Counts an open request in; pair it with [`Metrics::request_closed`].
-    pub fn request_opened(&self, service: &Arc<str>, method: &Arc<str>) {
-        let label = MethodLabel { service: Arc::clone(service), method: Arc::clone(method) };
-        self.inner.streams.get_or_create(&label).inc();
-    }
-
-    /// Counts an open request out.
-    pub fn request_closed(&self, service: &Arc<str>, method: &Arc<str>) {
-        let label = MethodLabel { service: Arc::clone(service), method: Arc::clone(method) };
-        self.inner.streams.get_or_create(&label).dec();
+    /// The counters of a method of ours. `service` is its full name; both must come from our own
+    /// protos, because each pair is a row for ever. Looked up once, not for each request.
+    #[must_use]
+    pub fn method(&self, service: &str, method: &str) -> MethodMetrics {
+        self.inner.methods.of(service, method)
     }
 
     /// Counts a reader that fell behind and went back to history.
@@ -212,96 +289,134 @@ impl fmt::Debug for Metrics {
 }
 
 impl Inner {
+    fn register(&mut self, name: &str, help: &str, metric: &(impl Metric + Clone)) {
+        self.registry.register(name, help, metric.clone());
+    }
+
+    fn register_seconds(&mut self, name: &str, help: &str, metric: &(impl Metric + Clone)) {
+        self.registry.register_with_unit(name, help, Unit::Seconds, metric.clone());
+    }
+
+    fn register_stages(&mut self) {
+        let (writes, reads, fsync) = (self.writes.clone(), self.reads.clone(), self.fsync.clone());
+        self.register_seconds("write_stage", "Where the time of writes went", &writes);
+        self.register_seconds("read_stage", "Where the time of linearizable reads went", &reads);
+        self.register_seconds("wal_fsync", "How long a write and fsync of the log took", &fsync);
+        let sizes = [
+            (
+                "wal_fsync_batch_entries",
+                "How many entries one fsync made durable",
+                self.fsync_entries.clone(),
+            ),
+            (
+                "wal_fsync_batch_bytes",
+                "How many bytes one fsync made durable",
+                self.fsync_bytes.clone(),
+            ),
+            (
+                "apply_batch_entries",
+                "How many entries were applied at once",
+                self.apply_entries.clone(),
+            ),
+            (
+                "driver_turn_events",
+                "How many events the driver took at once",
+                self.turn_events.clone(),
+            ),
+        ];
+        for (name, help, metric) in sizes {
+            self.register(name, help, &metric);
+        }
+    }
+
     fn register_raft(&mut self) {
-        let registry = &mut self.registry;
-        registry.register(
-            "raft_proposals",
-            "Commands that this node proposed as the leader",
-            self.proposals.clone(),
+        let counters = [
+            (
+                "raft_proposals",
+                "Commands that this node proposed as the leader",
+                self.proposals.clone(),
+            ),
+            ("raft_applied_entries", "Log entries that this node applied", self.applied.clone()),
+            (
+                "raft_leader_changes",
+                "How often this node saw another leader than before",
+                self.leader_changes.clone(),
+            ),
+            (
+                "raft_forwards",
+                "Requests that this node passed on to the leader",
+                self.forwards.clone(),
+            ),
+            (
+                "snapshot_sent",
+                "Snapshots that other nodes installed from this one",
+                self.snapshots_sent.clone(),
+            ),
+            (
+                "snapshot_installed",
+                "Snapshots that this node installed",
+                self.snapshots_installed.clone(),
+            ),
+        ];
+        for (name, help, metric) in counters {
+            self.register(name, help, &metric);
+        }
+        let gauges = [
+            ("raft_term", "This node's term", self.term.clone()),
+            (
+                "raft_commit_index",
+                "The index up to which this node knows the log to be committed",
+                self.commit_index.clone(),
+            ),
+            (
+                "raft_applied_index",
+                "The index up to which this node applied the log",
+                self.applied_index.clone(),
+            ),
+        ];
+        for (name, help, metric) in gauges {
+            self.register(name, help, &metric);
+        }
+        let (role, pre_votes, elections) =
+            (self.role.clone(), self.pre_votes.clone(), self.elections.clone());
+        self.register("raft_role", "1 at the role that this node has in its group", &role);
+        self.register(
+            "raft_pre_votes",
+            "How often this node asked whether it could win an election, and why",
+            &pre_votes,
         );
-        registry.register(
-            "raft_applied_entries",
-            "Log entries that this node applied",
-            self.applied.clone(),
-        );
-        registry.register_with_unit(
-            "wal_fsync",
-            "How long a write and fsync of the log took",
-            Unit::Seconds,
-            self.fsync.clone(),
-        );
-        registry.register(
-            "wal_fsync_batch_entries",
-            "How many entries one fsync made durable",
-            self.fsync_batch.clone(),
-        );
-        registry.register(
-            "raft_role",
-            "1 at the role that this node has in its group",
-            self.role.clone(),
-        );
-        registry.register("raft_term", "This node's term", self.term.clone());
-        registry.register(
-            "raft_commit_index",
-            "The index up to which this node knows the log to be committed",
-            self.commit_index.clone(),
-        );
-        registry.register(
-            "raft_applied_index",
-            "The index up to which this node applied the log",
-            self.applied_index.clone(),
-        );
-        registry.register(
-            "raft_leader_changes",
-            "How often this node saw another leader than before",
-            self.leader_changes.clone(),
-        );
-        registry.register(
-            "raft_forwards",
-            "Requests that this node passed on to the leader",
-            self.forwards.clone(),
-        );
-        registry.register(
-            "snapshot_sent",
-            "Snapshots that other nodes installed from this one",
-            self.snapshots_sent.clone(),
-        );
-        registry.register(
-            "snapshot_installed",
-            "Snapshots that this node installed",
-            self.snapshots_installed.clone(),
+        self.register(
+            "raft_elections",
+            "How often this node stood for election, and why",
+            &elections,
         );
     }
 
     fn register_requests(&mut self) {
-        let registry = &mut self.registry;
-        registry.register(
+        let methods = self.methods.clone();
+        self.registry.register(
             "grpc_requests",
             "Requests that ended, by their gRPC code",
-            self.requests.clone(),
+            Ended(methods.clone()),
         );
-        registry.register_with_unit(
+        self.registry.register_with_unit(
             "grpc_request_duration",
             "How long requests took, streams until they ended",
             Unit::Seconds,
-            self.request_duration.clone(),
+            Durations(methods.clone()),
         );
-        registry.register(
+        self.registry.register(
             "grpc_open_requests",
             "Requests under way, streams among them",
-            self.streams.clone(),
+            OpenNow(methods),
         );
-        registry.register(
+        let fell_behind = self.fell_behind.clone();
+        self.register(
             "stream_fell_behind",
             "Slow readers that were sent back to history",
-            self.fell_behind.clone(),
+            &fell_behind,
         );
     }
-}
-
-/// From 100 microseconds to 13 seconds.
-fn latency() -> Histogram {
-    Histogram::new(exponential_buckets(0.000_1, 2.0, 18))
 }
 
 const fn role_name(role: RoleKind) -> &'static str {
@@ -311,6 +426,15 @@ const fn role_name(role: RoleKind) -> &'static str {
         RoleKind::Candidate => "candidate",
         RoleKind::Leader => "leader",
     }
+}
+
+const fn reason_label(reason: CampaignReason) -> ReasonLabel {
+    let reason = match reason {
+        CampaignReason::Timeout => "timeout",
+        CampaignReason::ConnectionLost => "connection_lost",
+        CampaignReason::Transfer => "transfer",
+    };
+    ReasonLabel { reason }
 }
 
 fn clamp(value: u64) -> i64 {
@@ -359,7 +483,8 @@ mod tests {
     #[test]
     fn an_fsync_is_counted_in_seconds() {
         let metrics = Metrics::new();
-        metrics.observe_fsync(Duration::from_millis(500), 7);
+        let fsync = Duration::from_millis(500);
+        metrics.observe_wal_batch(WalBatch { fsync, entries: 7, ..WalBatch::default() });
         let text = metrics.encode();
         assert_eq!(
             line(&text, "quorate_wal_fsync_seconds_sum"),
@@ -380,12 +505,43 @@ mod tests {
     }
 
     #[test]
+    fn a_write_counts_once_in_each_stage_of_its_batch() {
+        let metrics = Metrics::new();
+        metrics.observe_wal_batch(WalBatch { entries: 3, ..WalBatch::default() });
+        metrics.observe_wal_batch(WalBatch::default());
+        metrics.record_applied(2, Duration::from_millis(1));
+        let text = metrics.encode();
+        let count = |stage: &str| {
+            let start = format!("quorate_write_stage_seconds_count{{stage=\"{stage}\"}} ");
+            line(&text, &start)[start.len()..].to_owned()
+        };
+        assert_eq!((count("append"), count("fsync")), ("3".into(), "3".into()));
+        assert_eq!((count("apply"), count("answer")), ("2".into(), "0".into()));
+        assert_eq!(
+            line(&text, "quorate_wal_fsync_seconds_count"),
+            "quorate_wal_fsync_seconds_count 2"
+        );
+    }
+
+    #[test]
+    fn an_election_is_counted_with_its_reason() {
+        let metrics = Metrics::new();
+        let reason = CampaignReason::ConnectionLost;
+        metrics.record_campaign(Campaigned { pre_vote: true, reason });
+        metrics.record_campaign(Campaigned { pre_vote: false, reason });
+        let text = metrics.encode();
+        assert!(text.contains("quorate_raft_pre_votes_total{reason=\"connection_lost\"} 1"));
+        assert!(text.contains("quorate_raft_elections_total{reason=\"connection_lost\"} 1"));
+        assert!(text.contains("quorate_raft_elections_total{reason=\"timeout\"} 0"));
+    }
+
+    #[test]
     fn a_request_is_counted_by_its_code() {
         let metrics = Metrics::new();
-        let (service, method) = (Arc::from("quorate.kv.v1.KvService"), Arc::from("Put"));
-        metrics.request_opened(&service, &method);
-        metrics.observe_request(&service, &method, "ABORTED", Duration::from_millis(1));
-        metrics.request_closed(&service, &method);
+        let put = metrics.method("quorate.kv.v1.KvService", "Put");
+        assert!(!metrics.encode().contains("method=\"Put\""), "what never happened has no row");
+        put.opened();
+        metrics.method("quorate.kv.v1.KvService", "Put").closed(10, Duration::from_millis(1));
         let text = metrics.encode();
         assert!(line(&text, "quorate_grpc_requests_total{").contains("code=\"ABORTED\"} 1"));
         assert!(line(&text, "quorate_grpc_open_requests{").ends_with(" 0"));

@@ -28,7 +28,7 @@ pub use message::{
     VoteRequest, VoteResponse,
 };
 pub use ready::{
-    Append, Apply, Held, Input, ProposeOutcome, ReadOutcome, Ready, RoleKind, SendSnapshot, Status,
-    Ticket, TransferOutcome,
+    Append, Apply, CampaignReason, Campaigned, Held, Input, ProposeOutcome, ReadOutcome, Ready,
+    RoleKind, SendSnapshot, Status, Ticket, TransferOutcome,
 };
 pub use step::{Peer, Raft};

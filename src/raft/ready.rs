@@ -131,6 +131,28 @@ pub struct Ready {
     pub transfers: Vec<(Ticket, TransferOutcome)>,
     /// Whether role, term or leader changed: look at [`Status`].
     pub role_changed: bool,
+    /// The campaigns that were begun, for whoever counts them.
+    pub campaigns: Vec<Campaigned>,
+}
+
+/// A campaign that this member began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Campaigned {
+    /// Whether it only asks if an election could be won; then the term stays (thesis §9.6).
+    pub pre_vote: bool,
+    /// Why.
+    pub reason: CampaignReason,
+}
+
+/// Why a member stands for election.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CampaignReason {
+    /// It heard no leader for an election timeout.
+    Timeout,
+    /// Its connection to the leader broke.
+    ConnectionLost,
+    /// The leader told it to (thesis §3.10).
+    Transfer,
 }
 
 /// A write for the disk's one FIFO.

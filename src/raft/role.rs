@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 
 use crate::{
     raft::{
-        LogMark, Payload, Raft, Ready, RoleKind, progress::Progress, read_index::Reads,
-        transfer::Transfer,
+        CampaignReason, Campaigned, LogMark, Payload, Raft, Ready, RoleKind, progress::Progress,
+        read_index::Reads, transfer::Transfer,
     },
     types::{Instant, LogIndex, NodeId, Term},
 };
@@ -45,6 +45,16 @@ pub(crate) struct Campaign {
     pub(crate) transfer: bool,
     /// How many pre-votes went before.
     pub(crate) attempts: u32,
+}
+
+impl Campaign {
+    const fn reason(&self) -> CampaignReason {
+        match (self.transfer, self.leader_lost) {
+            (true, _) => CampaignReason::Transfer,
+            (false, true) => CampaignReason::ConnectionLost,
+            (false, false) => CampaignReason::Timeout,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -115,6 +125,7 @@ impl Raft {
     /// Asks whether an election could be won; changes neither term nor vote (thesis §9.6).
     pub(crate) fn become_pre_candidate(&mut self, campaign: Campaign, ready: &mut Ready) {
         assert!(!self.is_leader(), "a leader does not campaign");
+        ready.campaigns.push(Campaigned { pre_vote: true, reason: campaign.reason() });
         self.role = Role::PreCandidate(campaign);
         ready.role_changed = true;
     }
@@ -124,6 +135,7 @@ impl Raft {
         assert!(!self.is_leader(), "a leader does not campaign");
         self.hard.term = self.hard.term.next();
         self.hard.vote = Some(self.config.id);
+        ready.campaigns.push(Campaigned { pre_vote: false, reason: campaign.reason() });
         self.role = Role::Candidate(campaign);
         self.deadline = self.now.after(self.draw_election_timeout());
         ready.role_changed = true;

@@ -25,7 +25,7 @@ use tower::{Layer, Service};
 
 use crate::{
     machine::refusal,
-    observe::Metrics,
+    observe::{MethodMetrics, Metrics, Stage, Trace, traced},
     pb::{DESCRIPTORS, command::v1::Reason},
     services,
     wire::status,
@@ -56,14 +56,13 @@ pub(crate) struct RequestLayer {
 
 #[derive(Clone, Debug)]
 struct Method {
-    service: Arc<str>,
-    name: Arc<str>,
+    metrics: MethodMetrics,
     streams: bool,
 }
 
 impl RequestLayer {
     pub(crate) fn new(metrics: Metrics, ending: Ending) -> Self {
-        Self { methods: Arc::new(methods()), metrics, ending }
+        Self { methods: Arc::new(methods(&metrics)), metrics, ending }
     }
 }
 
@@ -109,11 +108,16 @@ where
         let mut open = Open::new(self.layer.metrics.clone(), method);
         let answer = self.inner.call(request);
         Box::pin(async move {
-            let response = tokio::select! {
-                biased;
-                answer = answer => answer?,
-                () = end.cancelled() => farewell(reason).into_http(),
-            };
+            let answer = traced(async {
+                tokio::select! {
+                    biased;
+                    answer = answer => answer,
+                    () = end.cancelled() => Ok(farewell(reason).into_http()),
+                }
+            });
+            let (response, trace) = answer.await;
+            let response = response?;
+            open.trace = trace;
             open.note(response.headers());
             let end = Box::pin(end.cancelled_owned());
             Ok(response.map(|body| Body::new(Scoped { body, end, reason, over: false, open })))
@@ -131,18 +135,18 @@ fn farewell(reason: Reason) -> Status {
 }
 
 /// Our own methods by their HTTP path.
-fn methods() -> BTreeMap<String, Method> {
+fn methods(metrics: &Metrics) -> BTreeMap<String, Method> {
     let descriptors =
         FileDescriptorSet::decode(DESCRIPTORS).expect("the build script encoded them");
     let mut methods = BTreeMap::new();
     for file in &descriptors.file {
         for service in &file.service {
-            let full = Arc::<str>::from(format!("{}.{}", file.package(), service.name()));
+            let full = format!("{}.{}", file.package(), service.name());
             for method in &service.method {
                 let path = format!("/{full}/{}", method.name());
                 let streams = method.server_streaming() || path == PARKED;
-                let (service, name) = (Arc::clone(&full), Arc::from(method.name()));
-                methods.insert(path, Method { service, name, streams });
+                let metrics = metrics.method(&full, method.name());
+                methods.insert(path, Method { metrics, streams });
             }
         }
     }
@@ -155,14 +159,16 @@ struct Open {
     method: Option<Method>,
     started: Instant,
     code: Code,
+    trace: Trace,
 }
 
 impl Open {
     fn new(metrics: Metrics, method: Option<Method>) -> Self {
         if let Some(method) = &method {
-            metrics.request_opened(&method.service, &method.name);
+            method.metrics.opened();
         }
-        Self { metrics, method, started: Instant::now(), code: Code::Cancelled }
+        let trace = Trace::default();
+        Self { metrics, method, started: Instant::now(), code: Code::Cancelled, trace }
     }
 
     /// Reads the outcome off headers or trailers that carry one.
@@ -175,16 +181,16 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        if let Some(method) = &self.method {
-            let (service, name) = (&method.service, &method.name);
-            self.metrics.observe_request(
-                service,
-                name,
-                code_name(self.code),
-                self.started.elapsed(),
-            );
-            self.metrics.request_closed(service, name);
-        }
+        let Some(method) = &self.method else { return };
+        let total = self.started.elapsed();
+        method.metrics.closed(self.code as usize, total);
+        let Trace { taken: Some(taken), settled: Some(settled), replicate: Some(_), .. } =
+            self.trace
+        else {
+            return;
+        };
+        let answer = (self.started + total).duration_since(taken).saturating_sub(settled);
+        self.metrics.observe_stage(Stage::Answer, answer, 1);
     }
 }
 
@@ -235,29 +241,6 @@ impl HttpBody for Scoped {
 impl fmt::Debug for Scoped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Scoped").field("over", &self.over).finish_non_exhaustive()
-    }
-}
-
-/// A code's name in the specification of gRPC.
-const fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
 
@@ -357,8 +340,9 @@ mod tests {
 
     #[test]
     fn the_parked_method_is_one_of_ours() {
-        assert!(methods()[PARKED].streams);
-        assert!(methods()["/quorate.kv.v1.KvService/Watch"].streams);
-        assert!(!methods()["/quorate.kv.v1.KvService/Put"].streams);
+        let methods = methods(&Metrics::new());
+        assert!(methods[PARKED].streams);
+        assert!(methods["/quorate.kv.v1.KvService/Watch"].streams);
+        assert!(!methods["/quorate.kv.v1.KvService/Put"].streams);
     }
 }

@@ -8,6 +8,7 @@ use prost::Message as _;
 use crate::{
     node::{
         calls::{Call, CallKind},
+        places::PlaceId,
         replica::{Jobs, Replica, routing::Route},
     },
     pb::command::v1::{
@@ -34,7 +35,8 @@ impl Replica {
         for session in self.calls.renewals(now, PARKED_RENEWAL_INTERVAL) {
             let sequence = self.calls.internal_sequence();
             let deadline = now.after(PARKED_RENEWAL_INTERVAL);
-            self.calls.insert(now, Call { sequence, deadline, kind: CallKind::Renew { session } });
+            let (kind, place) = (CallKind::Renew { session }, PlaceId::NONE);
+            self.calls.insert(now, Call { sequence, deadline, place, kind });
         }
         self.introduce(now, wall, jobs);
         if self.lessor.leading() {

@@ -7,6 +7,7 @@ use crate::{
     machine::refusal,
     node::{
         calls::{Call, CallKind, Reply, is_internal},
+        places::{PlaceId, Sent},
         replica::{Jobs, Replica},
     },
     pb::{
@@ -71,6 +72,7 @@ impl Replica {
         for sequence in self.calls.queued() {
             let Some(call) = self.calls.call(sequence) else { continue };
             let kind = call.kind.clone();
+            jobs.sent.push(Sent { place: call.place, leader: me, kind: kind.sent() });
             self.calls.sent(sequence, me, term);
             let route = Route::Local { sequence };
             match kind {
@@ -105,6 +107,7 @@ impl Replica {
                 jobs.forwards.push((leader, core::mem::take(&mut batch)));
                 bytes = call.bytes();
             }
+            jobs.sent.push(Sent { place: call.place, leader, kind: call.kind.sent() });
             match &call.kind {
                 CallKind::Propose { command, .. } => batch.proposals.push(Propose {
                     sequence,
@@ -459,7 +462,8 @@ impl Replica {
         let sequence = self.calls.internal_sequence();
         let command = Command { version: 1, origin: Some(self.origin(sequence)), op: Some(op) };
         let kind = CallKind::Propose { command: command.encode_to_vec().into(), lock: None };
-        self.calls.insert(now, Call { sequence, deadline: Instant::FAR, kind });
+        let place = PlaceId::NONE;
+        self.calls.insert(now, Call { sequence, deadline: Instant::FAR, place, kind });
     }
 
     fn origin(&self, sequence: u64) -> Origin {

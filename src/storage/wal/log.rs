@@ -244,6 +244,12 @@ impl Wal {
         full + spare + self.tail.segment.bytes
     }
 
+    /// How many bytes were appended since the last sync.
+    #[must_use]
+    pub fn unsynced_bytes(&self) -> u64 {
+        (self.buffer.len() - BATCH_HEADER) as u64
+    }
+
     fn check(&self) -> Result<(), Error> {
         match &self.failed {
             None => Ok(()),

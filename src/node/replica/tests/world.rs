@@ -12,6 +12,7 @@ use crate::{
     machine::{Applied, Machine, MachineConfig, View, testing::MapStore},
     node::{
         calls::{Call, CallKind, Reply},
+        places::PlaceId,
         replica::{AppliedReport, Event, Jobs, Recovered, Replica, ReplicaConfig, WalJob},
     },
     pb::{
@@ -193,7 +194,8 @@ impl World {
 
     pub(super) fn call(&mut self, on: NodeId, kind: CallKind) -> u64 {
         self.sequence += 1;
-        let call = Call { sequence: self.sequence, deadline: Instant::FAR, kind };
+        let (sequence, place) = (self.sequence, PlaceId::NONE);
+        let call = Call { sequence, deadline: Instant::FAR, place, kind };
         self.nodes.get_mut(&on).expect("three nodes").inbox.push_back(Event::Call(call));
         self.sequence
     }
