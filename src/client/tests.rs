@@ -14,15 +14,15 @@ use tokio::{
 };
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Request, Response, Status, transport::Server};
+use tonic::{Code, Request, Response, Status, Streaming, transport::Server};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
     client::{Client, Error},
     pb::kv::v1::{
         CompactRequest, CompactResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
-        PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse, WatchRequest,
-        WatchResponse,
+        PutResponse, PutStreamRequest, PutStreamResponse, RangeRequest, RangeResponse, TxnRequest,
+        TxnResponse, WatchRequest, WatchResponse,
         kv_service_server::{KvService, KvServiceServer},
     },
     types::Duration,
@@ -174,6 +174,15 @@ impl KvService for Node {
     }
 
     async fn txn(&self, _: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        Err(Status::unimplemented("not in these tests"))
+    }
+
+    type PutStreamStream = ReceiverStream<Result<PutStreamResponse, Status>>;
+
+    async fn put_stream(
+        &self,
+        _: Request<Streaming<PutStreamRequest>>,
+    ) -> Result<Response<Self::PutStreamStream>, Status> {
         Err(Status::unimplemented("not in these tests"))
     }
 

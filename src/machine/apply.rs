@@ -16,7 +16,7 @@ use crate::{
         head::{self, Counters, Head},
         keyspace, lock,
         outcome::{Decision, invalid, refusal},
-        session,
+        put_stream, session,
         store::{Store, StoreError},
         timers, tx,
         tx::Tx,
@@ -204,6 +204,7 @@ fn bounded(decision: Result<Option<Outcome>, Refusal>) -> Result<Option<Outcome>
 fn execute(tx: &mut Tx<'_>, origin: &Origin, op: &Op) -> Decision<Option<Outcome>> {
     match op {
         Op::Put(request) => done(keyspace::put(tx, request)),
+        Op::PutBatch(batch) => done(put_stream::put_batch(tx, batch)),
         Op::DeleteRange(request) => done(keyspace::delete_range(tx, request)),
         Op::Txn(request) => done(txn::txn(tx, request)),
         Op::Compact(request) => done(compaction::compact(tx, request)),
@@ -244,7 +245,8 @@ pub(crate) fn request_id(op: &Op) -> &str {
         Op::Register(request) => &request.request_id,
         Op::Deregister(request) => &request.request_id,
         Op::Append(request) => &request.request_id,
-        Op::CancelAcquire(_)
+        Op::PutBatch(_)
+        | Op::CancelAcquire(_)
         | Op::ExpireSessions(_)
         | Op::CheckpointSessions(_)
         | Op::AdvanceTime(_)

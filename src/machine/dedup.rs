@@ -118,7 +118,8 @@ pub(crate) fn fingerprint(op: &command::Op) -> Fingerprint {
         Op::Register(request) => request.request_id.clear(),
         Op::Deregister(request) => request.request_id.clear(),
         Op::Append(request) => request.request_id.clear(),
-        Op::CancelAcquire(_)
+        Op::PutBatch(_)
+        | Op::CancelAcquire(_)
         | Op::ExpireSessions(_)
         | Op::CheckpointSessions(_)
         | Op::AdvanceTime(_)

@@ -6,9 +6,10 @@ use core::fmt::Write as _;
 use crate::{
     machine::testing::Harness,
     pb::{
-        command::v1::{FoundCluster, RegisterMember, command::Op},
+        command::v1::{FoundCluster, PutBatch, RegisterMember, command::Op},
         discovery::v1::RegisterRequest,
         event::v1::{AppendRequest, Event},
+        kv::v1::StreamedPut,
         lock::v1::AcquireRequest,
         session::v1::OpenSessionRequest,
     },
@@ -42,6 +43,9 @@ fn filled() -> Harness {
     let event = Event { id: UUID.into(), r#type: "T".into(), ..Event::default() };
     let events = vec![event, Event { r#type: "T".into(), ..Event::default() }];
     h.apply(Op::Append(AppendRequest { stream: "s".into(), events, ..Default::default() }));
+    let puts = vec![StreamedPut { key: "k".into(), value: "v".into(), session_id: 0 }];
+    let stream_id = b"0123456789abcdef".as_slice().into();
+    h.apply(Op::PutBatch(PutBatch { stream_id, first_sequence: 1, puts }));
     h
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::{
     machine::store::StoreError,
     pb::{
-        command::v1::{Done, Outcome, Reason, Refusal, outcome},
+        command::v1::{Done, Outcome, PutBatchDone, Reason, Refusal, outcome},
         discovery::v1::{DeregisterResponse, RegisterResponse},
         event::v1::AppendResponse,
         kv::v1::{CompactResponse, DeleteRangeResponse, PutResponse, TxnResponse},
@@ -61,4 +61,5 @@ outcomes! {
     DeregisterResponse => Deregister,
     AppendResponse => Append,
     Done => Done,
+    PutBatchDone => PutBatch,
 }

@@ -57,6 +57,8 @@ pub(crate) enum Table {
     Sequence = 0x62,
     /// `session` -> the low-water mark.
     LowWater = 0x63,
+    /// Put streams and the order in which they are forgotten (`put_stream.rs`).
+    PutStream = 0x64,
 }
 
 /// A key under construction.

@@ -215,7 +215,8 @@ impl Tx<'_> {
     }
 }
 
-/// The revisioned keyspace. All changes of one unit share one revision, taken at the first change;
+/// The revisioned keyspace. All changes of one unit share one revision, taken at the first change,
+/// unless the unit says otherwise ([`Tx::end_revision`]);
 /// only a key that changes twice takes a further one, so that (key, revision) names one version
 /// and a lock that changes hands twice in one entry grants two tokens.
 impl Tx<'_> {
@@ -281,6 +282,12 @@ impl Tx<'_> {
         };
         self.record(Change { space, kind: ChangeKind::Delete, kv, prev: Some(prev.clone()) });
         Ok(Some(prev))
+    }
+
+    /// Lets the unit's next change take a revision of its own.
+    pub(crate) fn end_revision(&mut self) {
+        self.unit.touched.clear();
+        self.unit.sub = 0;
     }
 
     fn take_revision(&mut self, space: Space, key: &[u8]) -> Revision {

@@ -13,12 +13,13 @@ use crate::{
         dedup::RequestId,
         discovery, events, lock,
         outcome::{invalid, refusal},
-        session,
+        put_stream, session,
     },
     pb::{
         command::v1::{Reason, Refusal, command::Op},
         kv::v1::{
-            Compare, DeleteRangeRequest, HeldLock, PutRequest, RangeRequest, RequestOp, TxnRequest,
+            Compare, DeleteRangeRequest, HeldLock, PutRequest, RangeRequest, RequestOp,
+            StreamedPut, TxnRequest,
             compare::{Operator, Target},
             request_op::Request,
         },
@@ -62,6 +63,7 @@ pub fn validate(op: &Op) -> Result<(), Refusal> {
     request_id(op)?;
     match op {
         Op::Put(request) => put(request),
+        Op::PutBatch(batch) => put_stream::validate_batch(batch),
         Op::DeleteRange(request) => delete_range(request),
         Op::Txn(request) => txn(request),
         Op::OpenSession(request) => session::validate_open(request),
@@ -89,6 +91,15 @@ pub fn validate_range(request: &RangeRequest) -> Result<(), Refusal> {
     range("range", &request.key, &request.range_end)
 }
 
+/// Checks one put of a put stream against the limits that the protos state.
+///
+/// # Errors
+/// The refusal that the put deserves.
+pub fn validate_streamed_put(put: &StreamedPut) -> Result<(), Refusal> {
+    key("key", &put.key)?;
+    value(&put.value)
+}
+
 fn request_id(op: &Op) -> Result<(), Refusal> {
     let id = super::apply::request_id(op);
     if id.is_empty() {
@@ -104,9 +115,7 @@ fn request_id(op: &Op) -> Result<(), Refusal> {
 
 fn put(request: &PutRequest) -> Result<(), Refusal> {
     key("key", &request.key)?;
-    if request.value.len() > VALUE_BYTES_MAX {
-        return Err(too_large("the value", request.value.len(), VALUE_BYTES_MAX));
-    }
+    value(&request.value)?;
     held_lock(request.require_lock.as_ref())
 }
 
@@ -186,6 +195,13 @@ fn key(what: &str, key: &[u8]) -> Result<(), Refusal> {
         }
         _ => Ok(()),
     }
+}
+
+fn value(value: &[u8]) -> Result<(), Refusal> {
+    if value.len() > VALUE_BYTES_MAX {
+        return Err(too_large("the value", value.len(), VALUE_BYTES_MAX));
+    }
+    Ok(())
 }
 
 fn range(what: &str, start: &[u8], end: &[u8]) -> Result<(), Refusal> {

@@ -211,7 +211,7 @@ impl Handle {
         self.shared.draining.store(true, Ordering::Relaxed);
     }
 
-    fn encode(&self, sequence: u64, op: command::Op) -> bytes::Bytes {
+    pub(super) fn encode(&self, sequence: u64, op: command::Op) -> bytes::Bytes {
         let node_id = self.shared.directory.node_id.value();
         let origin = Some(Origin { node_id, boot: self.shared.boot, sequence });
         Command { version: 1, origin, op: Some(op) }.encode_to_vec().into()
@@ -339,19 +339,19 @@ async fn within<T>(deadline: Option<Deadline>, future: impl Future<Output = T>) 
     }
 }
 
-fn refused(reply: Reply) -> Refusal {
+pub(super) fn refused(reply: Reply) -> Refusal {
     match reply {
         Reply::Refused(refusal) => refusal,
         other => refusal(Reason::OutcomeUnknown, format!("an answer of another kind: {other:?}")),
     }
 }
 
-fn overloaded(max: usize) -> Refusal {
+pub(super) fn overloaded(max: usize) -> Refusal {
     let words = format!("{max} calls wait on this node already: try again later, or elsewhere");
     refusal(Reason::Overloaded, words).with("limit", max)
 }
 
-fn stopping() -> Refusal {
+pub(super) fn stopping() -> Refusal {
     refusal(
         Reason::OutcomeUnknown,
         "the node stopped before it knew the outcome: retry elsewhere with the same request id",

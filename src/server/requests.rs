@@ -34,6 +34,9 @@ use crate::{
 /// The one unary method that waits for others by its nature.
 const PARKED: &str = "/quorate.lock.v1.LockService/Acquire";
 
+/// The one stream that proposes; it ends itself when the node drains.
+const PUT_STREAM: &str = "/quorate.kv.v1.KvService/PutStream";
+
 /// The header that carries a request's outcome.
 const GRPC_STATUS: &str = "grpc-status";
 
@@ -144,7 +147,7 @@ fn methods(metrics: &Metrics) -> BTreeMap<String, Method> {
             let full = format!("{}.{}", file.package(), service.name());
             for method in &service.method {
                 let path = format!("/{full}/{}", method.name());
-                let streams = method.server_streaming() || path == PARKED;
+                let streams = (method.server_streaming() && path != PUT_STREAM) || path == PARKED;
                 let metrics = metrics.method(&full, method.name());
                 methods.insert(path, Method { metrics, streams });
             }
@@ -344,5 +347,6 @@ mod tests {
         assert!(methods[PARKED].streams);
         assert!(methods["/quorate.kv.v1.KvService/Watch"].streams);
         assert!(!methods["/quorate.kv.v1.KvService/Put"].streams);
+        assert!(!methods[PUT_STREAM].streams, "it acknowledges what it took");
     }
 }

@@ -74,7 +74,7 @@ impl Kind {
         };
         match (service, method) {
             ("lock.v1.LockService", "Acquire") => Self::Wait,
-            (_, "Watch" | "Subscribe" | "KeepAlive") => Self::Stream,
+            (_, "Watch" | "Subscribe" | "KeepAlive" | "PutStream") => Self::Stream,
             ("event.v1.EventService", "Read") => Self::Stream,
             (
                 _,

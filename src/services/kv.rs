@@ -1,6 +1,7 @@
 //! `quorate.kv.v1.KvService`: the revisioned keyspace.
 
-use tonic::{Request, Response, Status};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     machine::{ChangeKind, Space, View, validate_range},
@@ -8,15 +9,17 @@ use crate::{
         command::v1::command::Op,
         kv::v1::{
             CompactRequest, CompactResponse, DeleteRangeRequest, DeleteRangeResponse, KvEvent,
-            PutRequest, PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
-            WatchRequest, WatchResponse, kv_event, kv_service_server::KvService,
+            PutRequest, PutResponse, PutStreamRequest, PutStreamResponse, RangeRequest,
+            RangeResponse, TxnRequest, TxnResponse, WatchRequest, WatchResponse, kv_event,
+            kv_service_server::KvService,
         },
     },
     services::{
         call::{Context, expect_result, read, revision},
         gate::Call,
+        put_stream::PutStream,
     },
-    streaming::{Changes, Update, Updates, follow},
+    streaming::{Changes, Terms, Update, Updates, follow, updates},
     types::{KeyRange, Revision},
     wire::status::{from_refusal, from_store_error},
 };
@@ -47,6 +50,20 @@ impl KvService for Kv {
     async fn put(&self, mut request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
         let call = Call::of(&mut request);
         expect_result!(self.0.change(Op::Put(request.into_inner()), &call).await?, Put)
+    }
+
+    type PutStreamStream = Updates<PutStreamResponse>;
+
+    async fn put_stream(
+        &self,
+        mut request: Request<Streaming<PutStreamRequest>>,
+    ) -> Result<Response<Self::PutStreamStream>, Status> {
+        let call = Call::of(&mut request);
+        let (context, requests) = (self.0.clone(), request.into_inner());
+        // What is under way when the node drains is acknowledged first: the stream ends itself.
+        let terms = Terms { drain: CancellationToken::new(), ..self.0.terms(call) };
+        let run = move |queue| PutStream::new(context, requests, queue).run();
+        Ok(Response::new(updates(terms, run)))
     }
 
     async fn delete_range(

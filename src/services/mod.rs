@@ -14,6 +14,7 @@ mod health;
 mod kv;
 mod lock;
 pub mod peer;
+mod put_stream;
 pub(crate) mod reflection;
 mod routes;
 mod session;

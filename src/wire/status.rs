@@ -44,7 +44,8 @@ pub const fn code(reason: Reason) -> Code {
         | Reason::NotAVoter
         | Reason::SessionExpired
         | Reason::WrongIdentity
-        | Reason::SequenceForgotten => Code::FailedPrecondition,
+        | Reason::SequenceForgotten
+        | Reason::PutStreamGap => Code::FailedPrecondition,
         Reason::WaitCancelled => Code::Cancelled,
         Reason::WrongExpectedVersion | Reason::TransferAborted => Code::Aborted,
         Reason::EventIdExists => Code::AlreadyExists,
@@ -149,7 +150,7 @@ mod tests {
 
     #[test]
     fn every_reason_goes_to_its_code_and_comes_back() {
-        assert_eq!(reasons().count(), 24, "a new reason needs its place in the table and the page");
+        assert_eq!(reasons().count(), 25, "a new reason needs its place in the table and the page");
         for reason in reasons() {
             let sent = refusal(reason, "no").with("leader_id", 3);
             let status = from_refusal(sent.clone());
