@@ -5,7 +5,7 @@ use tonic::{Status, Streaming, transport::Channel};
 
 use crate::{
     client::{
-        Client, Error, Resuming,
+        Client, Error, PutStream, Resuming,
         call::ANSWER_BYTES_MAX,
         request::identified,
         resume::{Outlook, Resume},
@@ -74,6 +74,19 @@ impl Kv {
     /// DEADLINE_EXCEEDED with an unknown outcome; UNAVAILABLE where nothing was proposed.
     pub async fn put(&self, request: PutRequest) -> Result<PutResponse, Error> {
         self.client.write(identified(request), async |c, q| stub(c).put(q).await).await
+    }
+
+    /// Opens a stream of puts, for those who have much to write. Must be called inside a tokio
+    /// runtime; it connects by itself.
+    #[must_use]
+    pub fn put_stream(&self) -> PutStream {
+        PutStream::new(self.client.clone(), None)
+    }
+
+    /// The same, with another bound of the puts that one message carries; at least 1.
+    #[must_use]
+    pub fn put_stream_of(&self, message_puts: usize) -> PutStream {
+        PutStream::new(self.client.clone(), Some(message_puts))
     }
 
     /// Deletes a key or a range.

@@ -3,7 +3,8 @@
 //! A call goes to any endpoint. What was certainly not proposed is sent again, here or at the
 //! node that the answer names; what may have been proposed is sent again only where a request id
 //! makes that safe, and always with the same id. Streams take themselves up again where they
-//! stood. Balancing, guards and breakers are not part of it; nothing here runs in the background.
+//! stood. Balancing, guards and breakers are not part of it; nothing but a [`PutStream`] runs in the
+//! background.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), quorate::client::Error> {
@@ -26,6 +27,7 @@ mod events;
 mod kv;
 mod locks;
 mod pool;
+mod put_stream;
 mod reconcile;
 mod request;
 mod resume;
@@ -40,5 +42,6 @@ pub use error::Error;
 pub use events::{EventRead, EventSubscription, Events};
 pub use kv::{Kv, KvWatch, prefix_end};
 pub use locks::{LockWatch, Locks};
+pub use put_stream::{PutAck, PutAcks, PutStream};
 pub use resume::Resuming;
 pub use sessions::Sessions;
