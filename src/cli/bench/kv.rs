@@ -55,6 +55,15 @@ pub(super) async fn put(run: &Run, drive: Drive, args: &PutArgs) -> Result<Repor
     if !verify {
         return Ok(report);
     }
+    verified(run, report, results).await
+}
+
+/// Reads every acknowledged write back: per client the numbers of its acknowledged writes.
+pub(super) async fn verified(
+    run: &Run,
+    report: Report,
+    results: Vec<(u64, Vec<u64>)>,
+) -> Result<Report, Error> {
     if is_heard() {
         say("reading every acknowledged write back");
     }
@@ -170,12 +179,12 @@ async fn prepare(run: &Run, drive: &Drive, args: &GetArgs) -> Result<(), Error> 
     Ok(())
 }
 
-fn client_prefix(run: &str, number: u64) -> String {
+pub(super) fn client_prefix(run: &str, number: u64) -> String {
     format!("{run}/{number:05}/")
 }
 
 /// A value of this many bytes.
-fn filled(bytes: u64) -> Bytes {
+pub(super) fn filled(bytes: u64) -> Bytes {
     vec![b'x'; usize::try_from(bytes).expect("at most a megabyte")].into()
 }
 

@@ -9,6 +9,7 @@ mod events;
 mod kv;
 mod lock;
 mod options;
+mod put_stream;
 mod report;
 
 pub(super) use options::BenchCommand;

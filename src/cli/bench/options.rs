@@ -6,7 +6,7 @@ use uuid::Uuid;
 use crate::{
     cli::{
         Error,
-        bench::{drive::Drive, events, kv, lock, report::Report},
+        bench::{drive::Drive, events, kv, lock, put_stream, report::Report},
         context::Context,
     },
     client::Client,
@@ -25,6 +25,11 @@ pub enum BenchCommand {
         after_help = "Examples:\n  quorate bench put --clients 64 --duration 30s\n  quorate bench put --verify\n\nWith --verify each write has a key of its own; at the end every acknowledged one is read back,\nand one that is missing or was carried out twice makes the exit code 1."
     )]
     Put(PutArgs),
+    /// Write keys over streams that do not wait for each write
+    #[command(
+        after_help = "Examples:\n  quorate bench put-stream --clients 1 --value-size 256\n  quorate bench put-stream --clients 4 --batch 1 --verify\n\nEach client is one stream; a write is acknowledged once it is durable and applied. --batch 1 sends\none put a message, as a program would that gathers nothing itself. --verify as in `bench put`."
+    )]
+    PutStream(PutStreamArgs),
     /// Read keys
     #[command(after_help = "Example:\n  quorate bench get --clients 64")]
     Get(GetArgs),
@@ -79,6 +84,25 @@ pub struct PutArgs {
     pub(super) verify: bool,
 }
 
+/// Flags of `bench put-stream`.
+#[derive(Debug, Args)]
+pub struct PutStreamArgs {
+    #[command(flatten)]
+    pub(super) load: Load,
+    /// How many bytes a value has
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(0..=1 << 20))]
+    pub(super) value_size: u64,
+    /// How many keys are written to, in turn
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub(super) keys: u64,
+    /// How many puts one message carries at most
+    #[arg(long, default_value_t = 512, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub(super) batch: u64,
+    /// Give each write a key of its own, and read every acknowledged one back at the end
+    #[arg(long, conflicts_with = "keys")]
+    pub(super) verify: bool,
+}
+
 /// Flags of `bench get`.
 #[derive(Debug, Args)]
 pub struct GetArgs {
@@ -126,6 +150,7 @@ impl BenchCommand {
         drive.stop_at_interrupt();
         let report = match &self {
             Self::Put(args) => kv::put(&run, drive, args).await?,
+            Self::PutStream(args) => put_stream::put_stream(&run, drive, args).await?,
             Self::Get(args) => kv::get(&run, drive, args).await?,
             Self::Lock(args) => lock::lock(&run, drive, args).await?,
             Self::Contend(args) => lock::contend(&run, drive, args).await?,
@@ -140,6 +165,7 @@ impl BenchCommand {
     const fn load(&self) -> &Load {
         match self {
             Self::Put(args) => &args.load,
+            Self::PutStream(args) => &args.load,
             Self::Get(args) => &args.load,
             Self::Lock(args) | Self::Contend(args) => &args.load,
             Self::Append(args) | Self::Subscribe(args) => &args.load,
@@ -149,6 +175,7 @@ impl BenchCommand {
     const fn name(&self) -> &'static str {
         match self {
             Self::Put(_) => "put",
+            Self::PutStream(_) => "put-stream",
             Self::Get(_) => "get",
             Self::Lock(_) => "lock",
             Self::Contend(_) => "contend",
