@@ -69,8 +69,14 @@ impl Grpcurl {
 
     /// Calls a method; the messages of the answer.
     async fn messages(&self, flags: &[&str], method: &str, request: Value) -> (i32, Vec<Value>) {
-        let request = request.to_string();
-        let flags = [flags, &["-d", &request]].concat();
+        self.stream(flags, method, &[request]).await
+    }
+
+    /// Calls a method with several messages; the messages of the answer.
+    async fn stream(&self, flags: &[&str], method: &str, requests: &[Value]) -> (i32, Vec<Value>) {
+        let requests: Vec<String> = requests.iter().map(Value::to_string).collect();
+        let requests = requests.join("\n");
+        let flags = [flags, &["-d", &requests]].concat();
         let ended = self.command(&flags, &[method]).await;
         let messages = serde_json::Deserializer::from_str(&ended.stdout).into_iter();
         let messages: Result<Vec<Value>, _> = messages.collect();
@@ -121,6 +127,7 @@ async fn every_service_speaks_to_grpcurl_as_the_command_line_prints() {
     instances(&grpcurl, &cli).await;
     events(&grpcurl, &cli).await;
     keys(&grpcurl, &cli).await;
+    put_stream(&grpcurl, &cli).await;
     sessions(&grpcurl).await;
     operation(&grpcurl, &cli, follower).await;
     refusals(&grpcurl).await;
@@ -304,6 +311,32 @@ async fn keys(grpcurl: &Grpcurl, cli: &Cli) {
     let deleted = grpcurl.call(&format!("{service}/DeleteRange"), json!({"key": "YQ=="})).await;
     cli.ok(&["kv", "put", "a", "1"]).await;
     assert_eq!(form(&deleted), form(&cli.json(&["kv", "delete", "a"]).await));
+}
+
+async fn put_stream(grpcurl: &Grpcurl, cli: &Cli) {
+    let method = "quorate.kv.v1.KvService/PutStream";
+    let put = |key: &str, value: &str| json!({"key": key, "value": value});
+    let requests = [
+        json!({"puts": [put("czE=", "MQ=="), put("czI=", "Mg==")]}),
+        json!({"puts": [put("czM=", "Mw==")]}),
+    ];
+    let (code, answers) = grpcurl.stream(&[], method, &requests).await;
+    let last = answers.last().expect("acknowledged");
+    assert_eq!((code, &last["lastSequence"]), (0, &json!("3")), "{answers:?}");
+    let id = answers[0]["streamId"].as_str().expect("the server drew an id").to_owned();
+    let read = cli.json(&["kv", "get", "s3"]).await;
+    assert_eq!(read["kvs"][0]["modRevision"], last["lastRevision"]);
+
+    let again = json!({"streamId": id, "firstSequence": 3, "puts": [put("czM=", "Mw==")]});
+    let (code, answers) = grpcurl.stream(&[], method, &[again]).await;
+    assert_eq!((code, answers.len()), (0, 1), "{answers:?}");
+    assert_eq!(answers[0]["lastRevision"], last["lastRevision"], "it was done before");
+    assert_eq!(answers[0].get("firstRevision"), None, "and not again");
+
+    let bad = json!({"puts": [put("eA==", ""), put("eQ==", ""), put("", "")]});
+    let (code, _) = grpcurl.stream(&[], method, &[bad]).await;
+    assert_eq!(code, 64 + 3, "INVALID_ARGUMENT");
+    assert_eq!(cli.run(&["kv", "get", "x"]).await.code, 69, "nothing of the message was applied");
 }
 
 async fn sessions(grpcurl: &Grpcurl) {

@@ -13,6 +13,7 @@ mod failover;
 mod load;
 mod locks;
 mod pauses;
+mod put_streams;
 mod reads;
 mod up;
 mod watches;
