@@ -71,6 +71,14 @@ pub struct NodeArgs {
     /// How many bytes of applied log are kept for followers that lag [default: 33554432]
     #[arg(long, value_name = "BYTES", env = "QUORATE_RETAINED_LOG_BYTES", hide_env_values = true)]
     retained_log_bytes: Option<u64>,
+    /// Log requests that take this long, and where their time went; 0 logs none [default: 500ms]
+    #[arg(long, value_name = "DURATION", env = "QUORATE_SLOW_REQUEST")]
+    #[arg(hide_env_values = true, value_parser = parse_duration)]
+    slow_request: Option<Duration>,
+    /// Export requests as OpenTelemetry spans to this collector; needs a build with `otel`
+    #[arg(long, value_name = "http://HOST:PORT", env = "QUORATE_OTLP_ENDPOINT")]
+    #[arg(hide_env_values = true)]
+    otlp_endpoint: Option<String>,
     /// How many reads and changes may be open at once; more are refused [default: 4096]
     #[arg(long, value_name = "N", env = "QUORATE_CALLS_MAX", hide_env_values = true)]
     calls_max: Option<usize>,
@@ -135,6 +143,8 @@ impl NodeArgs {
             election_timeout_min: self.election_timeout_min,
             election_timeout_max: self.election_timeout_max,
             retained_log_bytes: self.retained_log_bytes,
+            slow_request: self.slow_request,
+            otlp_endpoint: self.otlp_endpoint,
             calls_max: self.calls_max,
             waits_max: self.waits_max,
             streams_max: self.streams_max,

@@ -10,6 +10,7 @@ use crate::{
         Cluster, Discovery, Error, Events, Kv, Locks, Sessions,
         pool::{Pool, Slot},
     },
+    observe::TraceParent,
     types::Duration,
 };
 
@@ -28,6 +29,7 @@ pub struct Client {
     pub(super) pool: Arc<Pool>,
     pub(super) timeout: Duration,
     pub(super) patience: Duration,
+    pub(super) parent: Option<TraceParent>,
 }
 
 impl Client {
@@ -40,6 +42,19 @@ impl Client {
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {
         Self { timeout, ..self.clone() }
+    }
+
+    /// The same client, over the same connections, whose unary calls are part of a trace: they carry
+    /// a W3C `traceparent`. In a build with the feature `otel`, calls made without this are part of
+    /// OpenTelemetry's current span, where there is one.
+    #[must_use]
+    pub fn with_trace_parent(&self, parent: TraceParent) -> Self {
+        Self { parent: Some(parent), ..self.clone() }
+    }
+
+    /// What calls made now are part of.
+    pub(super) fn trace_parent(&self) -> Option<TraceParent> {
+        self.parent.or_else(current_span)
     }
 
     /// What bounds a unary call, retries included.
@@ -156,8 +171,28 @@ impl Builder {
             .map(|endpoint| Slot::parse(endpoint, self.connect_timeout))
             .collect::<Result<_, _>>()?;
         let pool = Arc::new(Pool::new(slots, self.connect_timeout));
-        Ok(Client { pool, timeout: self.timeout, patience: self.patience })
+        Ok(Client { pool, timeout: self.timeout, patience: self.patience, parent: None })
     }
+}
+
+/// OpenTelemetry's current span.
+#[cfg(feature = "otel")]
+fn current_span() -> Option<TraceParent> {
+    use opentelemetry::{Context, trace::TraceContextExt as _};
+
+    let context = Context::current();
+    let span = context.span().span_context().clone();
+    span.is_valid().then(|| TraceParent {
+        trace_id: u128::from_be_bytes(span.trace_id().to_bytes()),
+        parent_id: u64::from_be_bytes(span.span_id().to_bytes()),
+        sampled: span.is_sampled(),
+    })
+}
+
+/// Nobody keeps a current span in this build.
+#[cfg(not(feature = "otel"))]
+const fn current_span() -> Option<TraceParent> {
+    None
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::{
     client::{Client, Error},
+    observe::TRACEPARENT,
     types::{Duration, Rng},
 };
 
@@ -90,6 +91,10 @@ impl Client {
             let mut message = tonic::Request::new(request.clone());
             if let Some(left) = attempts.left() {
                 message.set_timeout(left);
+            }
+            if let Some(parent) = self.trace_parent() {
+                let text = parent.to_string().parse().expect("hexadecimal digits and dashes");
+                message.metadata_mut().insert(TRACEPARENT, text);
             }
             let started = Instant::now();
             let answer = match attempts.deadline {

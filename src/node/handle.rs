@@ -200,6 +200,17 @@ impl Handle {
         Mailbox { shared: Arc::clone(&self.shared) }
     }
 
+    /// Brings those metrics up to date that are only told when somebody asks.
+    pub fn measure(&self) {
+        let (status, metrics) = (self.status(), self.metrics());
+        metrics
+            .set_progress(LogIndex::new(status.commit_index), LogIndex::new(status.applied_index));
+        let open = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
+        metrics.set_calls(open(&self.shared.open_calls), open(&self.shared.waiters));
+        let head = self.shared.feed.head();
+        metrics.measure_readers(head.revision, head.position);
+    }
+
     /// The node's metrics.
     #[must_use]
     pub fn metrics(&self) -> &Metrics {

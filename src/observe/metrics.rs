@@ -7,7 +7,10 @@
 use std::{fmt, sync::Arc};
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
+    encoding::{
+        EncodeLabelSet,
+        text::{encode_eof, encode_registry},
+    },
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::{Metric, Registry, Unit},
 };
@@ -16,10 +19,12 @@ use crate::{
     observe::{
         histogram::{COUNTS, Histogram, SIZES, TIMES},
         methods::{Durations, Ended, MethodMetrics, Methods, OpenNow},
+        process::Process,
+        readers::{Reader, ReaderKind, Readers},
         stages::{ReadStage, Stage, Staged, WalBatch, WalBatches},
     },
     raft::{CampaignReason, Campaigned, RoleKind},
-    types::{Duration, Instant, LogIndex, Term},
+    types::{Duration, Instant, LogIndex, Position, Revision, Term},
 };
 
 /// The media type of [`Metrics::encode`].
@@ -34,6 +39,8 @@ pub struct Metrics {
 /// What is counted for each request or batch takes no lock.
 struct Inner {
     registry: Registry,
+    /// What has the same name in every process.
+    process: Registry,
     writes: Staged<6>,
     reads: Staged<3>,
     proposals: Counter,
@@ -53,6 +60,11 @@ struct Inner {
     pre_votes: Family<ReasonLabel, Counter>,
     elections: Family<ReasonLabel, Counter>,
     methods: Methods,
+    open_calls: Gauge,
+    lock_waiters: Gauge,
+    readers: Readers,
+    reader_count: Family<KindLabel, Gauge>,
+    reader_lag: Family<KindLabel, Gauge>,
     fell_behind: Counter,
     forwards: Counter,
     snapshots_sent: Counter,
@@ -99,6 +111,11 @@ struct ReasonLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct QueueLabel {
     queue: &'static str,
 }
@@ -123,6 +140,7 @@ impl Metrics {
         let queue = |queue: Queue| queues.get_or_create_owned(&QueueLabel { queue: queue.name() });
         let mut inner = Inner {
             registry: Registry::with_prefix("quorate"),
+            process: Registry::default(),
             writes: Staged::writes(),
             reads: Staged::reads(),
             proposals: Counter::default(),
@@ -142,6 +160,11 @@ impl Metrics {
             pre_votes: Family::default(),
             elections: Family::default(),
             methods: Methods::default(),
+            open_calls: Gauge::default(),
+            lock_waiters: Gauge::default(),
+            readers: Readers::default(),
+            reader_count: Family::default(),
+            reader_lag: Family::default(),
             fell_behind: Counter::default(),
             forwards: Counter::default(),
             snapshots_sent: Counter::default(),
@@ -157,8 +180,11 @@ impl Metrics {
         inner.register_raft();
         inner.register("queue_depth", "What waits in a queue of this node", &queues);
         inner.register_requests();
+        inner.register_streams();
+        inner.process.register_collector(Box::new(Process));
         let metrics = Self { inner: Arc::new(inner) };
         metrics.set_role(RoleKind::Follower);
+        metrics.measure_readers(Revision::ZERO, Position::ZERO);
         metrics
     }
 
@@ -253,6 +279,32 @@ impl Metrics {
         self.inner.methods.of(service, method)
     }
 
+    /// Sets how many calls of this node wait for an answer, and for a lock.
+    pub fn set_calls(&self, open: usize, waiting_for_locks: usize) {
+        self.inner.open_calls.set(clamp(open as u64));
+        self.inner.lock_waiters.set(clamp(waiting_for_locks as u64));
+    }
+
+    /// A stream's reader starts at a place.
+    #[must_use]
+    pub fn reader(&self, kind: ReaderKind, place: u64) -> Reader {
+        self.inner.readers.open(kind, place)
+    }
+
+    /// Compares the open streams' places with the newest revision and the last position.
+    pub fn measure_readers(&self, revision: Revision, position: Position) {
+        for kind in ReaderKind::ALL {
+            let head = match kind {
+                ReaderKind::Changes => revision.value(),
+                ReaderKind::Events => position.value(),
+            };
+            let (count, lag) = self.inner.readers.measure(kind, head);
+            let label = KindLabel { kind: kind.name() };
+            self.inner.reader_count.get_or_create(&label).set(clamp(count));
+            self.inner.reader_lag.get_or_create(&label).set(clamp(lag));
+        }
+    }
+
     /// Counts a reader that fell behind and went back to history.
     pub fn record_fell_behind(&self) {
         self.inner.fell_behind.inc();
@@ -277,7 +329,10 @@ impl Metrics {
     #[must_use]
     pub fn encode(&self) -> String {
         let mut text = String::new();
-        encode(&mut text, &self.inner.registry).expect("writing to a string does not fail");
+        for registry in [&self.inner.registry, &self.inner.process] {
+            encode_registry(&mut text, registry).expect("writing to a string does not fail");
+        }
+        encode_eof(&mut text).expect("writing to a string does not fail");
         text
     }
 }
@@ -410,6 +465,19 @@ impl Inner {
             "Requests under way, streams among them",
             OpenNow(methods),
         );
+        let (open, waiters) = (self.open_calls.clone(), self.lock_waiters.clone());
+        self.register("calls_open", "Calls of this node that wait for an answer", &open);
+        self.register("lock_waiters", "Calls of this node that wait for a lock", &waiters);
+    }
+
+    fn register_streams(&mut self) {
+        let (count, lag) = (self.reader_count.clone(), self.reader_lag.clone());
+        self.register("stream_readers", "Open watches and subscriptions", &count);
+        self.register(
+            "stream_lag_max",
+            "How many revisions or positions the last reader is behind",
+            &lag,
+        );
         let fell_behind = self.fell_behind.clone();
         self.register(
             "stream_fell_behind",
@@ -442,108 +510,4 @@ fn clamp(value: u64) -> i64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn line<'a>(text: &'a str, start: &str) -> &'a str {
-        text.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| {
-            panic!("no line starts with {start:?} in\n{text}");
-        })
-    }
-
-    #[test]
-    fn counters_end_in_total_and_nothing_else_does() {
-        let metrics = Metrics::new();
-        metrics.record_proposals(3);
-        metrics.record_fell_behind();
-        let text = metrics.encode();
-        assert_eq!(line(&text, "quorate_raft_proposals_total"), "quorate_raft_proposals_total 3");
-        assert_eq!(
-            line(&text, "quorate_stream_fell_behind_total"),
-            "quorate_stream_fell_behind_total 1"
-        );
-        for kind in text.lines().filter(|line| line.starts_with("# TYPE")) {
-            assert!(!kind.contains("_total "), "the suffix was written twice: {kind}");
-        }
-        assert!(text.ends_with("# EOF\n"));
-    }
-
-    #[test]
-    fn exactly_one_role_is_set() {
-        let metrics = Metrics::new();
-        metrics.set_role(RoleKind::Leader);
-        let text = metrics.encode();
-        let set: Vec<_> = text
-            .lines()
-            .filter(|l| l.starts_with("quorate_raft_role") && l.ends_with(" 1"))
-            .collect();
-        assert_eq!(set, ["quorate_raft_role{role=\"leader\"} 1"]);
-    }
-
-    #[test]
-    fn an_fsync_is_counted_in_seconds() {
-        let metrics = Metrics::new();
-        let fsync = Duration::from_millis(500);
-        metrics.observe_wal_batch(WalBatch { fsync, entries: 7, ..WalBatch::default() });
-        let text = metrics.encode();
-        assert_eq!(
-            line(&text, "quorate_wal_fsync_seconds_sum"),
-            "quorate_wal_fsync_seconds_sum 0.5"
-        );
-        assert_eq!(
-            line(&text, "quorate_wal_fsync_batch_entries_sum"),
-            "quorate_wal_fsync_batch_entries_sum 7.0"
-        );
-    }
-
-    #[test]
-    fn two_nodes_in_one_process_count_apart() {
-        let (one, other) = (Metrics::new(), Metrics::new());
-        one.record_leader_change();
-        assert!(one.encode().contains("quorate_raft_leader_changes_total 1"));
-        assert!(other.encode().contains("quorate_raft_leader_changes_total 0"));
-    }
-
-    #[test]
-    fn a_write_counts_once_in_each_stage_of_its_batch() {
-        let metrics = Metrics::new();
-        metrics.observe_wal_batch(WalBatch { entries: 3, ..WalBatch::default() });
-        metrics.observe_wal_batch(WalBatch::default());
-        metrics.record_applied(2, Duration::from_millis(1));
-        let text = metrics.encode();
-        let count = |stage: &str| {
-            let start = format!("quorate_write_stage_seconds_count{{stage=\"{stage}\"}} ");
-            line(&text, &start)[start.len()..].to_owned()
-        };
-        assert_eq!((count("append"), count("fsync")), ("3".into(), "3".into()));
-        assert_eq!((count("apply"), count("answer")), ("2".into(), "0".into()));
-        assert_eq!(
-            line(&text, "quorate_wal_fsync_seconds_count"),
-            "quorate_wal_fsync_seconds_count 2"
-        );
-    }
-
-    #[test]
-    fn an_election_is_counted_with_its_reason() {
-        let metrics = Metrics::new();
-        let reason = CampaignReason::ConnectionLost;
-        metrics.record_campaign(Campaigned { pre_vote: true, reason });
-        metrics.record_campaign(Campaigned { pre_vote: false, reason });
-        let text = metrics.encode();
-        assert!(text.contains("quorate_raft_pre_votes_total{reason=\"connection_lost\"} 1"));
-        assert!(text.contains("quorate_raft_elections_total{reason=\"connection_lost\"} 1"));
-        assert!(text.contains("quorate_raft_elections_total{reason=\"timeout\"} 0"));
-    }
-
-    #[test]
-    fn a_request_is_counted_by_its_code() {
-        let metrics = Metrics::new();
-        let put = metrics.method("quorate.kv.v1.KvService", "Put");
-        assert!(!metrics.encode().contains("method=\"Put\""), "what never happened has no row");
-        put.opened();
-        metrics.method("quorate.kv.v1.KvService", "Put").closed(10, Duration::from_millis(1));
-        let text = metrics.encode();
-        assert!(line(&text, "quorate_grpc_requests_total{").contains("code=\"ABORTED\"} 1"));
-        assert!(line(&text, "quorate_grpc_open_requests{").ends_with(" 0"));
-    }
-}
+mod tests;

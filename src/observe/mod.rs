@@ -6,8 +6,13 @@
 mod histogram;
 mod methods;
 mod metrics;
+mod process;
+mod readers;
 mod stages;
+mod trace_parent;
 
 pub use methods::MethodMetrics;
 pub use metrics::{CONTENT_TYPE, Metrics, Queue};
+pub use readers::{Reader, ReaderKind};
 pub use stages::{ReadStage, Stage, Subject, Trace, WalBatch, note, traced};
+pub use trace_parent::{MalformedTraceParent, TRACEPARENT, TraceParent};

@@ -3,7 +3,7 @@
 //! A request's stages are noted in its own task while it is served, without a lock or an allocation;
 //! whoever serves it opens a trace with [`traced`] and gets it back at the end. Nothing here decides.
 
-use core::cell::Cell;
+use core::cell::RefCell;
 use std::{
     collections::VecDeque,
     sync::{Mutex, PoisonError},
@@ -225,26 +225,22 @@ pub struct Trace {
 }
 
 tokio::task_local! {
-    static TRACE: Cell<Trace>;
+    static TRACE: RefCell<Trace>;
 }
 
 /// Serves a request with a trace of its own, and gives the trace back with the answer.
 pub async fn traced<T>(serve: impl Future<Output = T>) -> (T, Trace) {
     let serve = async {
         let answer = serve.await;
-        (answer, TRACE.get().get())
+        (answer, TRACE.with(|trace| *trace.borrow()))
     };
-    TRACE.scope(Cell::default(), serve).await
+    TRACE.scope(RefCell::default(), serve).await
 }
 
 /// Notes something in the trace of the request that this task serves, where it serves one.
 pub fn note(change: impl FnOnce(&mut Trace)) {
     // Outside of a request nobody wants to know.
-    let _ = TRACE.try_with(|cell| {
-        let mut trace = cell.get();
-        change(&mut trace);
-        cell.set(trace);
-    });
+    let _ = TRACE.try_with(|trace| change(&mut trace.borrow_mut()));
 }
 
 #[cfg(test)]

@@ -19,9 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     node::Handle,
-    observe::{CONTENT_TYPE, Metrics},
+    observe::CONTENT_TYPE,
     pb::cluster::v1::{NodeStatus, Role},
-    types::LogIndex,
 };
 
 /// How many committed entries a ready node may have yet to apply.
@@ -84,13 +83,12 @@ impl Readiness {
 #[derive(Clone, Debug)]
 pub(crate) struct Health {
     handle: Handle,
-    metrics: Metrics,
     draining: Arc<AtomicBool>,
 }
 
 impl Health {
-    pub(crate) fn new(handle: Handle, metrics: Metrics) -> Self {
-        Self { handle, metrics, draining: Arc::default() }
+    pub(crate) fn new(handle: Handle) -> Self {
+        Self { handle, draining: Arc::default() }
     }
 
     /// From now on the node is not ready.
@@ -124,10 +122,8 @@ async fn readyz(State(health): State<Health>) -> Response {
 }
 
 async fn metrics(State(health): State<Health>) -> Response {
-    let status = health.handle.status();
-    let (commit, applied) = (status.commit_index, status.applied_index);
-    health.metrics.set_progress(LogIndex::new(commit), LogIndex::new(applied));
-    ([(header::CONTENT_TYPE, CONTENT_TYPE)], health.metrics.encode()).into_response()
+    health.handle.measure();
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], health.handle.metrics().encode()).into_response()
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use crate::{
         listeners,
         registration::Registration,
         requests::{Ending, RequestLayer},
+        spans::Spans,
     },
     services::{
         self, Limits,
@@ -33,6 +34,7 @@ pub struct Server {
     pub(super) running: Running,
     pub(super) transport: Arc<PeerTransport>,
     pub(super) health: Health,
+    pub(super) spans: Spans,
     pub(super) registration: Registration,
     /// Ends requests that could go on.
     pub(super) ending: Ending,
@@ -65,6 +67,7 @@ impl Server {
         let bootstrap = if config.bootstrap { Bootstrap::Yes } else { Bootstrap::No };
         let data = DataDir::open(&config.data_dir, config.id, bootstrap)?;
         let bound = bind(&config).await?;
+        let spans = Spans::open(&config)?;
         let addresses = bound.addresses;
         let metrics = Metrics::new();
         let opening = (config.clone(), metrics.clone());
@@ -83,14 +86,19 @@ impl Server {
             node = %config.id, client = %addresses.client, peer = %addresses.peer,
             admin = %addresses.admin, "serving"
         );
-        Ok(Self::serve(bound, running, transport, metrics, config.limits).await)
+        let layer = |ending| {
+            RequestLayer::new(metrics.clone(), ending)
+                .with_slow_log(config.slow_request)
+                .with_spans(spans.clone())
+        };
+        Ok(Self::serve(bound, running, transport, layer, config.limits).await)
     }
 
     async fn serve(
         bound: Bound,
         running: Running,
         transport: Arc<PeerTransport>,
-        metrics: Metrics,
+        layer: impl FnOnce(Ending) -> RequestLayer,
         limits: Limits,
     ) -> Self {
         let handle = running.handle().clone();
@@ -104,12 +112,13 @@ impl Server {
             ending.streams.clone(),
             limits,
         );
-        let layer = RequestLayer::new(metrics.clone(), ending.clone());
+        let layer = layer(ending.clone());
+        let spans = layer.spans();
         let clients = listeners::serve_clients(bound.client, side.routes, layer, closing.clone());
         let peer_routes = listeners::peer_routes(&transport).await;
         let peers = listeners::serve_peers(bound.peer, peer_routes, ended.clone());
 
-        let health = Health::new(handle.clone(), metrics);
+        let health = Health::new(handle.clone());
         let pages = axum::serve(bound.admin, admin::router(health.clone()))
             .with_graceful_shutdown(ended.clone().cancelled_owned());
         let registration = registration(&handle, bound.addresses);
@@ -127,6 +136,7 @@ impl Server {
             running,
             transport,
             health,
+            spans,
             registration,
             ending,
             leaving,

@@ -61,6 +61,11 @@ pub struct Config {
     pub election_timeout_max: Duration,
     /// How many bytes of applied log are kept for followers that lag; at least 1 MiB.
     pub retained_log_bytes: u64,
+    /// A request that takes at least this long is logged with where its time went; zero logs none.
+    pub slow_request: Duration,
+    /// The OpenTelemetry collector that requests are exported to as spans, by OTLP over gRPC:
+    /// `http://HOST:PORT`; empty exports none. Only in a build with the feature `otel`.
+    pub otlp_endpoint: String,
     /// How many reads and changes may be open at this node at once; further ones are refused as
     /// overload. At least 1; so are the next two.
     pub calls_max: usize,
@@ -90,6 +95,8 @@ impl Default for Config {
             election_timeout_min: Duration::from_millis(300),
             election_timeout_max: Duration::from_millis(600),
             retained_log_bytes: 32 << 20,
+            slow_request: Duration::from_millis(500),
+            otlp_endpoint: String::new(),
             calls_max: 4_096,
             waits_max: 16_384,
             streams_max: 16_384,
@@ -114,6 +121,8 @@ pub struct ValidConfig {
     pub(crate) election_timeout_min: Duration,
     pub(crate) election_timeout_max: Duration,
     pub(crate) retained_log_bytes: u64,
+    pub(crate) slow_request: Duration,
+    pub(crate) otlp_endpoint: String,
     pub(crate) limits: Limits,
 }
 
@@ -155,6 +164,7 @@ impl Config {
             return refuse("--data-dir", "say where this node keeps its data");
         }
         self.check_times()?;
+        check_collector(&self.otlp_endpoint)?;
         let limits = self.limits()?;
         let id = NodeId::new(self.id);
         let listen = self.listener("--listen", &self.listen)?;
@@ -189,6 +199,8 @@ impl Config {
             election_timeout_min: self.election_timeout_min,
             election_timeout_max: self.election_timeout_max,
             retained_log_bytes: self.retained_log_bytes,
+            slow_request: self.slow_request,
+            otlp_endpoint: self.otlp_endpoint,
             limits,
         })
     }
@@ -235,6 +247,24 @@ impl Config {
         }
         Ok(address)
     }
+}
+
+/// Whether spans can be sent there.
+fn check_collector(endpoint: &str) -> Result<(), ConfigError> {
+    let setting = "--otlp-endpoint";
+    if endpoint.is_empty() {
+        return Ok(());
+    }
+    if !cfg!(feature = "otel") {
+        let why = "this program was built without OpenTelemetry: build it with \
+                   `cargo build --release --features otel`";
+        return refuse(setting, why);
+    }
+    let uri = endpoint.parse::<http::Uri>().ok();
+    if uri.is_none_or(|uri| uri.scheme_str() != Some("http") || uri.host().is_none()) {
+        return refuse(setting, format!("`{endpoint}` is not http://HOST:PORT"));
+    }
+    Ok(())
 }
 
 fn refuse<T>(setting: &'static str, why: impl Into<String>) -> Result<T, ConfigError> {
@@ -355,6 +385,20 @@ mod tests {
         for (members, expected) in cases {
             let why = refusal(|c| c.initial_cluster = members.to_owned());
             assert!(why.starts_with("--initial-cluster") && why.contains(expected), "{why}");
+        }
+    }
+
+    #[test]
+    fn spans_go_to_a_collector_only_where_the_program_can_send_them() {
+        let why = refusal(|c| c.otlp_endpoint = "collector:4317".into());
+        assert!(why.starts_with("--otlp-endpoint"), "{why}");
+        if cfg!(feature = "otel") {
+            assert!(why.contains("is not http://HOST:PORT"), "{why}");
+            assert!(refusal(|c| c.otlp_endpoint = "https://h:4317".into()).contains("http://"));
+            let fit = Config { otlp_endpoint: "http://127.0.0.1:4317".into(), ..good() };
+            assert!(fit.validate().is_ok());
+        } else {
+            assert!(why.contains("--features otel"), "{why}");
         }
     }
 

@@ -58,6 +58,7 @@ impl Server {
         self.ended.cancel();
         let _given_up = timeout(CLOSE_LIMIT, &mut self.peers).await;
         self.running.stop().await;
+        self.spans.close().await;
         tracing::info!("stopped");
     }
 

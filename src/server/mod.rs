@@ -15,6 +15,8 @@ mod requests;
 mod run;
 mod settings;
 mod signals;
+mod slow;
+mod spans;
 pub mod telemetry;
 
 pub use addresses::Addresses;

@@ -25,9 +25,14 @@ use tower::{Layer, Service};
 
 use crate::{
     machine::refusal,
-    observe::{MethodMetrics, Metrics, Stage, Trace, traced},
+    observe::{MethodMetrics, Metrics, Stage, TRACEPARENT, Trace, TraceParent, traced},
     pb::{DESCRIPTORS, command::v1::Reason},
+    server::{
+        slow::{Ended, SlowLog},
+        spans::Spans,
+    },
     services,
+    types::Duration,
     wire::status,
 };
 
@@ -55,6 +60,14 @@ pub(crate) struct RequestLayer {
     methods: Arc<BTreeMap<String, Method>>,
     metrics: Metrics,
     ending: Ending,
+    telling: Telling,
+}
+
+/// Who is told of requests that ended.
+#[derive(Clone, Debug)]
+struct Telling {
+    slow: Arc<SlowLog>,
+    spans: Spans,
 }
 
 #[derive(Clone, Debug)]
@@ -65,7 +78,26 @@ struct Method {
 
 impl RequestLayer {
     pub(crate) fn new(metrics: Metrics, ending: Ending) -> Self {
-        Self { methods: Arc::new(methods(&metrics)), metrics, ending }
+        let telling =
+            Telling { slow: Arc::new(SlowLog::new(Duration::ZERO)), spans: Spans::default() };
+        Self { methods: Arc::new(methods(&metrics)), metrics, ending, telling }
+    }
+
+    /// Logs requests that take this long; zero logs none.
+    pub(crate) fn with_slow_log(mut self, threshold: Duration) -> Self {
+        self.telling.slow = Arc::new(SlowLog::new(threshold));
+        self
+    }
+
+    /// Where requests are exported to.
+    pub(crate) fn spans(&self) -> Spans {
+        self.telling.spans.clone()
+    }
+
+    /// Exports requests as spans.
+    pub(crate) fn with_spans(mut self, spans: Spans) -> Self {
+        self.telling.spans = spans;
+        self
     }
 }
 
@@ -108,7 +140,9 @@ where
         let ending = &self.layer.ending;
         let end = if proposes { ending.requests.clone() } else { ending.streams.clone() };
         let reason = if proposes || parked { Reason::OutcomeUnknown } else { Reason::Draining };
-        let mut open = Open::new(self.layer.metrics.clone(), method);
+        let parent =
+            request.headers().get(TRACEPARENT).and_then(|text| text.to_str().ok()?.parse().ok());
+        let mut open = Open::new(&self.layer, method, parent);
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = traced(async {
@@ -163,15 +197,18 @@ struct Open {
     started: Instant,
     code: Code,
     trace: Trace,
+    parent: Option<TraceParent>,
+    telling: Telling,
 }
 
 impl Open {
-    fn new(metrics: Metrics, method: Option<Method>) -> Self {
+    fn new(layer: &RequestLayer, method: Option<Method>, parent: Option<TraceParent>) -> Self {
         if let Some(method) = &method {
             method.metrics.opened();
         }
-        let trace = Trace::default();
-        Self { metrics, method, started: Instant::now(), code: Code::Cancelled, trace }
+        let (metrics, telling) = (layer.metrics.clone(), layer.telling.clone());
+        let (started, code, trace) = (Instant::now(), Code::Cancelled, Trace::default());
+        Self { metrics, method, started, code, trace, parent, telling }
     }
 
     /// Reads the outcome off headers or trailers that carry one.
@@ -187,13 +224,20 @@ impl Drop for Open {
         let Some(method) = &self.method else { return };
         let total = self.started.elapsed();
         method.metrics.closed(self.code as usize, total);
-        let Trace { taken: Some(taken), settled: Some(settled), replicate: Some(_), .. } =
-            self.trace
-        else {
-            return;
+        let ended = Ended {
+            method: &method.metrics,
+            code: self.code,
+            started: self.started,
+            total,
+            trace: &self.trace,
+            parent: self.parent,
+            waits: method.streams,
         };
-        let answer = (self.started + total).duration_since(taken).saturating_sub(settled);
-        self.metrics.observe_stage(Stage::Answer, answer, 1);
+        if let (Some(_), Some(answer)) = (self.trace.replicate, ended.answer()) {
+            self.metrics.observe_stage(Stage::Answer, answer, 1);
+        }
+        self.telling.slow.tell(&self.metrics, &ended);
+        self.telling.spans.export(&self.metrics, &ended);
     }
 }
 

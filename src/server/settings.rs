@@ -55,6 +55,11 @@ pub struct Settings {
     pub election_timeout_max: Option<Duration>,
     /// [`Config::retained_log_bytes`].
     pub retained_log_bytes: Option<u64>,
+    /// [`Config::slow_request`], such as `500ms`; `0` is off.
+    #[serde(deserialize_with = "duration_text")]
+    pub slow_request: Option<Duration>,
+    /// [`Config::otlp_endpoint`].
+    pub otlp_endpoint: Option<String>,
     /// [`Config::calls_max`].
     pub calls_max: Option<usize>,
     /// [`Config::waits_max`].
@@ -102,7 +107,7 @@ impl Settings {
         first!(upper, lower; id, data_dir, listen, peer_listen, admin_listen, advertise,
             peer_advertise, bootstrap, initial_cluster, insecure_listen, log_format, log_level,
             stop_on_stdin_close, heartbeat_interval, election_timeout_min, election_timeout_max,
-            retained_log_bytes, calls_max, waits_max, streams_max)
+            retained_log_bytes, slow_request, otlp_endpoint, calls_max, waits_max, streams_max)
     }
 
     /// This layer on top of the defaults.
@@ -112,20 +117,24 @@ impl Settings {
         fill!(settings, defaults; id, data_dir, listen, peer_listen, admin_listen, advertise,
             peer_advertise, bootstrap, initial_cluster, insecure_listen, log_format, log_level,
             stop_on_stdin_close, heartbeat_interval, election_timeout_min, election_timeout_max,
-            retained_log_bytes, calls_max, waits_max, streams_max)
+            retained_log_bytes, slow_request, otlp_endpoint, calls_max, waits_max, streams_max)
     }
 }
 
-/// Reads a span such as `250ms`, `5s`, `1.5s`, `2m` or `1h`.
+/// Reads a span such as `250ms`, `5s`, `1.5s`, `2m` or `1h`. `0` needs no unit.
 ///
 /// # Errors
 /// A sentence that names the text and the units.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let refuse = || format!("`{text}` is not a duration such as 250ms, 5s, 2m or 1h");
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
     let split = text.find(|c: char| c.is_ascii_alphabetic()).ok_or_else(refuse)?;
     let (number, unit) = text.split_at(split);
     let number: f64 = number.parse().map_err(|_| refuse())?;
     let seconds = match unit {
+        "ns" => 1e-9,
         "us" => 1e-6,
         "ms" => 1e-3,
         "s" => 1.0,
@@ -173,6 +182,8 @@ mod tests {
         assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1_500)));
         assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(parse_duration("1ns"), Ok(Duration::from_nanos(1)));
+        assert_eq!(parse_duration("0"), Ok(Duration::ZERO));
         for wrong in ["", "5", "s", "5 parsecs", "-5s", "1e40h"] {
             assert!(parse_duration(wrong).is_err(), "{wrong} was taken");
         }

@@ -7,6 +7,7 @@ use tonic::Status;
 use crate::{
     machine::{self, View, refusal},
     node::{Directory, Handle},
+    observe::{self, Subject},
     pb::command::v1::{Reason, Refusal, command, outcome},
     services::gate::Call,
     streaming::Terms,
@@ -29,6 +30,7 @@ impl Context {
         call: &Call,
     ) -> Result<outcome::Result, Status> {
         machine::validate(&op).map_err(from_refusal)?;
+        about(subject(&op));
         let outcome =
             self.node.propose(op, call.deadline).await.map_err(|refusal| self.refused(refusal))?;
         match outcome.result {
@@ -64,6 +66,25 @@ impl Context {
             permit: call.permit,
             metrics: self.node.metrics().clone(),
         }
+    }
+}
+
+/// Notes what the request is about, should it be slow.
+pub(crate) fn about(name: &[u8]) {
+    observe::note(|trace| trace.subject = Subject::new(name));
+}
+
+/// The key or name that a command is about first; empty where it has none.
+fn subject(op: &command::Op) -> &[u8] {
+    match op {
+        command::Op::Put(request) => &request.key,
+        command::Op::DeleteRange(request) => &request.key,
+        command::Op::Acquire(request) => request.name.as_bytes(),
+        command::Op::Release(request) => request.name.as_bytes(),
+        command::Op::Register(request) => request.service.as_bytes(),
+        command::Op::Deregister(request) => request.instance_id.as_bytes(),
+        command::Op::Append(request) => request.stream.as_bytes(),
+        _ => &[],
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
         },
     },
     services::{
-        call::{Context, expect_result, read, revision},
+        call::{Context, about, expect_result, read, revision},
         gate::Call,
         put_stream::PutStream,
     },
@@ -37,6 +37,7 @@ impl KvService for Kv {
         let call = Call::of(&mut request);
         let request = request.into_inner();
         validate_range(&request).map_err(from_refusal)?;
+        about(&request.key);
         let view = self.0.view(request.stale, &call).await?;
         // One key is read at once; a range may take a while.
         let single = request.range_end.is_empty();

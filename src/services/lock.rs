@@ -15,7 +15,7 @@ use crate::{
         },
     },
     services::{
-        call::{Context, expect_result, invalid, read, revision},
+        call::{Context, about, expect_result, invalid, read, revision},
         gate::Call,
         snapshot::opening,
     },
@@ -39,6 +39,7 @@ impl LockService for Locks {
         machine::validate(&op).map_err(from_refusal)?;
         let Op::Acquire(request) = op else { unreachable!("it was made just above") };
         // Where the caller leaves, this future is dropped, and the node takes the waiter out.
+        about(request.name.as_bytes());
         let response = self.0.node.acquire(request, call.deadline).await;
         let response = response.map_err(|refusal| self.0.refused(refusal))?;
         Ok(Response::new(response))

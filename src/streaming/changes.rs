@@ -10,6 +10,7 @@ use tonic::Status;
 use crate::{
     machine::{Change, Space},
     node::{FeedHead, Handle, Published},
+    observe::ReaderKind,
     streaming::cursor::{Cursor, Piece, Source},
     types::{KeyRange, Revision},
     wire::status::{from_refusal, from_store_error},
@@ -42,15 +43,15 @@ impl Changes {
     /// A cursor that starts with the changes after a revision, in history.
     #[must_use]
     pub fn catching_up(self, after: Revision) -> Cursor<Self> {
-        let head = self.node.feed().subscribe();
-        Cursor::catching_up(self, head, after)
+        let (head, metrics) = (self.node.feed().subscribe(), self.node.metrics().clone());
+        Cursor::catching_up(self, head, after).measured(&metrics)
     }
 
     /// A cursor that starts after a revision that the reader was told to be the live end.
     #[must_use]
     pub fn caught_up(self, after: Revision) -> Cursor<Self> {
-        let head = self.node.feed().subscribe();
-        Cursor::caught_up(self, head, after)
+        let (head, metrics) = (self.node.feed().subscribe(), self.node.metrics().clone());
+        Cursor::caught_up(self, head, after).measured(&metrics)
     }
 
     fn wants(&self, change: &Change) -> bool {
@@ -61,6 +62,12 @@ impl Changes {
 impl Source for Changes {
     type Item = Change;
     type Place = Revision;
+
+    const KIND: ReaderKind = ReaderKind::Changes;
+
+    fn number(place: Revision) -> u64 {
+        place.value()
+    }
 
     fn history(&self, after: Revision) -> Result<Piece<Self>, Status> {
         let view = self.node.view();

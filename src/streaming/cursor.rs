@@ -10,7 +10,11 @@ use tokio::sync::{Semaphore, watch};
 use tonic::Status;
 
 use crate::{
-    machine::refusal, node::FeedHead, pb::command::v1::Reason, wire::status::from_refusal,
+    machine::refusal,
+    node::FeedHead,
+    observe::{Metrics, Reader, ReaderKind},
+    pb::command::v1::Reason,
+    wire::status::from_refusal,
 };
 
 /// How many catch-ups read the state at the same time in this process. Each takes a thread.
@@ -32,6 +36,12 @@ pub trait Source: Clone + Send + Sync + 'static {
 
     /// The next piece out of the feed; `None` where the feed has moved on past `after`.
     fn live(&self, after: Self::Place) -> Option<Piece<Self>>;
+
+    /// What a place counts, for those who measure how far readers are behind.
+    const KIND: ReaderKind;
+
+    /// A place as such a number.
+    fn number(place: Self::Place) -> u64;
 
     /// Whether the feed's head lies beyond a place.
     fn is_behind(&self, place: Self::Place, head: &FeedHead) -> bool;
@@ -67,6 +77,7 @@ pub struct Cursor<S: Source> {
     place: S::Place,
     live: bool,
     fell_behind: bool,
+    reader: Option<Reader>,
 }
 
 impl<S: Source> Cursor<S> {
@@ -74,13 +85,27 @@ impl<S: Source> Cursor<S> {
     #[must_use]
     pub fn catching_up(source: S, head: watch::Receiver<FeedHead>, after: S::Place) -> Self {
         let installs = head.borrow().installs;
-        Self { source, head, installs, place: after, live: false, fell_behind: false }
+        Self { source, head, installs, place: after, live: false, fell_behind: false, reader: None }
     }
 
     /// Starts after a place that the reader was told to be the live end.
     #[must_use]
     pub fn caught_up(source: S, head: watch::Receiver<FeedHead>, after: S::Place) -> Self {
         Self { live: true, ..Self::catching_up(source, head, after) }
+    }
+
+    /// The same, with its place told among the node's metrics.
+    #[must_use]
+    pub fn measured(mut self, metrics: &Metrics) -> Self {
+        self.reader = Some(metrics.reader(S::KIND, S::number(self.place)));
+        self
+    }
+
+    fn move_to(&mut self, place: S::Place) {
+        self.place = place;
+        if let Some(reader) = &self.reader {
+            reader.at(S::number(place));
+        }
     }
 
     /// Everything up to here was delivered or is of no interest to the reader.
@@ -108,7 +133,7 @@ impl<S: Source> Cursor<S> {
             }
             if !self.live {
                 let piece = self.read_history().await?;
-                self.place = piece.place;
+                self.move_to(piece.place);
                 self.live = !piece.more;
                 if self.live || !piece.items.is_empty() {
                     return Ok(self.update(piece.items, self.live));
@@ -122,7 +147,7 @@ impl<S: Source> Cursor<S> {
             match self.source.live(self.place) {
                 Some(piece) => {
                     let moved = piece.place != self.place;
-                    self.place = piece.place;
+                    self.move_to(piece.place);
                     if !piece.items.is_empty() {
                         return Ok(self.update(piece.items, false));
                     }

@@ -10,6 +10,7 @@ use tonic::Status;
 use crate::{
     machine::{View, store::StoreError},
     node::{FeedHead, Handle, Published},
+    observe::ReaderKind,
     pb::event::v1::RecordedEvent,
     streaming::cursor::{Cursor, Piece, Source},
     types::Position,
@@ -62,15 +63,15 @@ impl Events {
         } else {
             EventPlace { position: Position::ZERO, version: before }
         };
-        let head = self.node.feed().subscribe();
-        Cursor::catching_up(self, head, after)
+        let (head, metrics) = (self.node.feed().subscribe(), self.node.metrics().clone());
+        Cursor::catching_up(self, head, after).measured(&metrics)
     }
 
     /// A cursor that starts after a place that the reader was told to be the live end.
     #[must_use]
     pub fn caught_up(self, after: EventPlace) -> Cursor<Self> {
-        let head = self.node.feed().subscribe();
-        Cursor::caught_up(self, head, after)
+        let (head, metrics) = (self.node.feed().subscribe(), self.node.metrics().clone());
+        Cursor::caught_up(self, head, after).measured(&metrics)
     }
 
     fn read(&self, view: &View, after: EventPlace) -> Result<Piece<Self>, StoreError> {
@@ -95,6 +96,12 @@ impl Events {
 impl Source for Events {
     type Item = RecordedEvent;
     type Place = EventPlace;
+
+    const KIND: ReaderKind = ReaderKind::Events;
+
+    fn number(place: EventPlace) -> u64 {
+        place.position.value()
+    }
 
     fn history(&self, after: EventPlace) -> Result<Piece<Self>, Status> {
         self.read(&self.node.view(), after).map_err(|error| from_store_error(&error))

@@ -7,6 +7,7 @@ mod cli;
 mod commands;
 mod grpcurl;
 mod malformed;
+mod observability;
 mod overload;
 mod quorum;
 mod refusals;

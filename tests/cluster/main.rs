@@ -15,6 +15,9 @@ mod locks;
 mod pauses;
 mod put_streams;
 mod reads;
+mod slow_requests;
+#[cfg(feature = "otel")]
+mod spans;
 mod up;
 mod watches;
 

@@ -77,6 +77,11 @@ impl Numbers {
 impl Source for Numbers {
     type Item = u64;
     type Place = u64;
+    const KIND: crate::observe::ReaderKind = crate::observe::ReaderKind::Changes;
+
+    fn number(place: u64) -> u64 {
+        place
+    }
 
     fn history(&self, after: u64) -> Result<Piece<Self>, Status> {
         let mut state = self.lock();

@@ -127,6 +127,11 @@ mod unconcerned {
     impl Source for Nothing {
         type Item = u64;
         type Place = u64;
+        const KIND: crate::observe::ReaderKind = crate::observe::ReaderKind::Changes;
+
+        fn number(place: u64) -> u64 {
+            place
+        }
 
         fn history(&self, after: u64) -> Result<Piece<Self>, Status> {
             Ok(Piece { items: Vec::new(), place: after, more: false })
