@@ -86,12 +86,8 @@ impl Server {
             node = %config.id, client = %addresses.client, peer = %addresses.peer,
             admin = %addresses.admin, "serving"
         );
-        let layer = |ending| {
-            RequestLayer::new(metrics.clone(), ending)
-                .with_slow_log(config.slow_request)
-                .with_spans(spans.clone())
-        };
-        Ok(Self::serve(bound, running, transport, layer, config.limits).await)
+        let layer = |ending| RequestLayer::new(metrics, ending, config.slow_request, spans.clone());
+        Ok(Self::serve(bound, running, transport, layer, spans.clone(), config.limits).await)
     }
 
     async fn serve(
@@ -99,6 +95,7 @@ impl Server {
         running: Running,
         transport: Arc<PeerTransport>,
         layer: impl FnOnce(Ending) -> RequestLayer,
+        spans: Spans,
         limits: Limits,
     ) -> Self {
         let handle = running.handle().clone();
@@ -113,7 +110,6 @@ impl Server {
             limits,
         );
         let layer = layer(ending.clone());
-        let spans = layer.spans();
         let clients = listeners::serve_clients(bound.client, side.routes, layer, closing.clone());
         let peer_routes = listeners::peer_routes(&transport).await;
         let peers = listeners::serve_peers(bound.peer, peer_routes, ended.clone());

@@ -58,15 +58,15 @@ pub(crate) struct Ending {
 #[derive(Clone, Debug)]
 pub(crate) struct RequestLayer {
     methods: Arc<BTreeMap<String, Method>>,
-    metrics: Metrics,
+    told: Arc<Told>,
     ending: Ending,
-    telling: Telling,
 }
 
 /// Who is told of requests that ended.
-#[derive(Clone, Debug)]
-struct Telling {
-    slow: Arc<SlowLog>,
+#[derive(Debug)]
+struct Told {
+    metrics: Metrics,
+    slow: SlowLog,
     spans: Spans,
 }
 
@@ -77,27 +77,10 @@ struct Method {
 }
 
 impl RequestLayer {
-    pub(crate) fn new(metrics: Metrics, ending: Ending) -> Self {
-        let telling =
-            Telling { slow: Arc::new(SlowLog::new(Duration::ZERO)), spans: Spans::default() };
-        Self { methods: Arc::new(methods(&metrics)), metrics, ending, telling }
-    }
-
-    /// Logs requests that take this long; zero logs none.
-    pub(crate) fn with_slow_log(mut self, threshold: Duration) -> Self {
-        self.telling.slow = Arc::new(SlowLog::new(threshold));
-        self
-    }
-
-    /// Where requests are exported to.
-    pub(crate) fn spans(&self) -> Spans {
-        self.telling.spans.clone()
-    }
-
-    /// Exports requests as spans.
-    pub(crate) fn with_spans(mut self, spans: Spans) -> Self {
-        self.telling.spans = spans;
-        self
+    /// Logs requests that take `slow`, none where that is zero, and exports requests as spans.
+    pub(crate) fn new(metrics: Metrics, ending: Ending, slow: Duration, spans: Spans) -> Self {
+        let methods = Arc::new(methods(&metrics));
+        Self { methods, told: Arc::new(Told { metrics, slow: SlowLog::new(slow), spans }), ending }
     }
 }
 
@@ -192,13 +175,12 @@ fn methods(metrics: &Metrics) -> BTreeMap<String, Method> {
 
 /// A request under way; counted when it is dropped. Without a status it was cancelled.
 struct Open {
-    metrics: Metrics,
+    told: Arc<Told>,
     method: Option<Method>,
     started: Instant,
     code: Code,
     trace: Trace,
     parent: Option<TraceParent>,
-    telling: Telling,
 }
 
 impl Open {
@@ -206,9 +188,9 @@ impl Open {
         if let Some(method) = &method {
             method.metrics.opened();
         }
-        let (metrics, telling) = (layer.metrics.clone(), layer.telling.clone());
+        let told = Arc::clone(&layer.told);
         let (started, code, trace) = (Instant::now(), Code::Cancelled, Trace::default());
-        Self { metrics, method, started, code, trace, parent, telling }
+        Self { told, method, started, code, trace, parent }
     }
 
     /// Reads the outcome off headers or trailers that carry one.
@@ -222,6 +204,7 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         let Some(method) = &self.method else { return };
+        let told = &*self.told;
         let total = self.started.elapsed();
         method.metrics.closed(self.code as usize, total);
         let ended = Ended {
@@ -234,10 +217,10 @@ impl Drop for Open {
             waits: method.streams,
         };
         if let (Some(_), Some(answer)) = (self.trace.replicate, ended.answer()) {
-            self.metrics.observe_stage(Stage::Answer, answer, 1);
+            told.metrics.observe_stage(Stage::Answer, answer, 1);
         }
-        self.telling.slow.tell(&self.metrics, &ended);
-        self.telling.spans.export(&self.metrics, &ended);
+        told.slow.tell(&told.metrics, &ended);
+        told.spans.export(&told.metrics, &ended);
     }
 }
 
@@ -315,6 +298,10 @@ mod tests {
         })
     }
 
+    fn layer(metrics: Metrics, ending: Ending) -> RequestLayer {
+        RequestLayer::new(metrics, ending, Duration::ZERO, Spans::default())
+    }
+
     struct Never;
 
     impl HttpBody for Never {
@@ -340,7 +327,7 @@ mod tests {
     #[tokio::test]
     async fn a_drain_ends_an_open_stream_with_a_status_that_says_where_to_go() {
         let (metrics, ending) = (Metrics::new(), Ending::default());
-        let service = RequestLayer::new(metrics.clone(), ending.clone()).layer(stuck(true));
+        let service = layer(metrics.clone(), ending.clone()).layer(stuck(true));
         let path = "/quorate.kv.v1.KvService/Watch";
         let response = service.oneshot(request(path)).await.expect("it answers");
         let mut body = Box::pin(response.into_body());
@@ -363,7 +350,7 @@ mod tests {
     #[tokio::test]
     async fn a_request_that_may_be_proposed_outlives_the_streams_and_ends_as_unknown() {
         let ending = Ending::default();
-        let service = RequestLayer::new(Metrics::new(), ending.clone()).layer(stuck(false));
+        let service = layer(Metrics::new(), ending.clone()).layer(stuck(false));
         let path = "/quorate.kv.v1.KvService/Put";
         let mut answer = Box::pin(service.oneshot(request(path)));
         ending.streams.cancel();
@@ -379,7 +366,7 @@ mod tests {
     async fn a_parked_acquire_ends_with_the_streams() {
         let ending = Ending::default();
         ending.streams.cancel();
-        let service = RequestLayer::new(Metrics::new(), ending).layer(stuck(false));
+        let service = layer(Metrics::new(), ending).layer(stuck(false));
         let response = service.oneshot(request(PARKED)).await.expect("it answers");
         let status = Status::from_header_map(response.headers()).expect("a status");
         assert_eq!(status::reason(&status), Some(Reason::OutcomeUnknown));
