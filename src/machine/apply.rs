@@ -16,7 +16,7 @@ use crate::{
         head::{self, Counters, Head},
         keyspace, lock,
         outcome::{Decision, invalid, refusal},
-        put_stream, session,
+        put_stream, restore, session,
         store::{Store, StoreError},
         timers, tx,
         tx::Tx,
@@ -123,6 +123,9 @@ fn apply_entry(tx: &mut Tx<'_>, entry: &Entry) -> Result<(), StoreError> {
     tx.head.index = entry.index;
     tx.head.term = entry.term;
     tx.head.time = tx.now;
+    if tx.counters.restored {
+        restore::leap(tx);
+    }
     tx.begin();
     timers::fire(tx)?;
     tx.begin();

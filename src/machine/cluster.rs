@@ -54,6 +54,26 @@ fn id_key() -> Key {
     Key::of(Table::Cluster).raw(b"id")
 }
 
+fn restored_from_key() -> Key {
+    Key::of(Table::Cluster).raw(b"restored_from")
+}
+
+/// Makes the state nobody's: the cluster that is founded on it draws an id and registers members
+/// of its own. What it came from stays on record.
+pub(crate) fn disown(tx: &mut Tx<'_>, restored_from: &str) -> Result<(), StoreError> {
+    tx.delete(id_key());
+    tx.put(restored_from_key(), restored_from.as_bytes().to_vec());
+    let range = KeyRange::prefix(&keyspace::current_key(Space::Members, b""));
+    let keys: Vec<_> = tx
+        .scan(&range.start, range.end.as_deref())
+        .map(|row| row.map(|(key, _)| key.slice(range.start.len()..)))
+        .collect::<Result<_, _>>()?;
+    for key in keys {
+        tx.delete_row(Space::Members, &key)?;
+    }
+    Ok(())
+}
+
 /// Founds the cluster. The first one wins; repeating it changes nothing.
 pub(crate) fn found(tx: &mut Tx<'_>, command: &FoundCluster) -> Decision<Done> {
     let Some(id) = ClusterId::parse(&command.cluster_id) else {
@@ -124,6 +144,15 @@ impl View {
     pub fn cluster_id(&self) -> Result<Option<ClusterId>, StoreError> {
         let Some(id) = self.reader().get(&id_key())? else { return Ok(None) };
         Ok(ClusterId::parse(&tx::text(&id)?))
+    }
+
+    /// The digest of the backup that the cluster was founded from; `None` where it was founded
+    /// empty.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub fn restored_from(&self) -> Result<Option<String>, StoreError> {
+        self.reader().get(&restored_from_key())?.map(|digest| tx::text(&digest)).transpose()
     }
 
     /// The registered members, in the order of their ids.

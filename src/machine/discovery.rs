@@ -31,6 +31,9 @@ use crate::{
     types::{Duration, KeyRange, SessionId},
 };
 
+/// The service that the cluster's own nodes are instances of.
+pub(crate) const NODE_SERVICE: &str = "quorate";
+
 /// The longest name of a service, instance or zone, in bytes.
 const NAME_BYTES_MAX: usize = 256;
 /// The longest address, in bytes.
@@ -184,10 +187,10 @@ pub(crate) fn register(tx: &mut Tx<'_>, request: &RegisterRequest) -> Decision<R
     }))
 }
 
-/// An id that no instance of the service has: from the entry's index, so that every node chooses
+/// An id that no instance of the service has: from the entry's number, so that every node chooses
 /// the same.
 fn choose_id(tx: &Tx<'_>, service: &str) -> Result<String, StoreError> {
-    let index = tx.index.value();
+    let index = tx.entry_number();
     let mut id = format!("i-{index}");
     let mut turn = 1_u64;
     while tx.row(Space::Instances, &row_key(service, &id))?.is_some() {
@@ -210,6 +213,21 @@ pub(crate) fn deregister(
     };
     end_own(tx, SessionId::new(row.session_id))?;
     Ok(Ok(DeregisterResponse { revision: tx.head.revision.value() }))
+}
+
+/// Removes the registrations of the nodes of the cluster that a state was restored from.
+pub(crate) fn remove_nodes(tx: &mut Tx<'_>) -> Result<(), StoreError> {
+    let range =
+        KeyRange::prefix(&keyspace::current_key(Space::Instances, &row_key(NODE_SERVICE, "")));
+    let instances: Vec<Instance> = tx
+        .scan(&range.start, range.end.as_deref())
+        .map(|row| decode(row?.1))
+        .collect::<Result<_, StoreError>>()?;
+    for instance in instances {
+        tx.delete_row(Space::Instances, &row_key(NODE_SERVICE, &instance.instance_id))?;
+        end_own(tx, SessionId::new(instance.session_id))?;
+    }
+    Ok(())
 }
 
 /// Removes the instances that live with a session that ends.

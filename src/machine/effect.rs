@@ -112,4 +112,7 @@ pub struct Applied {
     /// The earliest log time at which something falls due (a wait deadline; a dedup window's end
     /// and the sweep behind a compaction are *not* among them: they wait for the next entry).
     pub next_timer: Option<LogTime>,
+    /// Whether the revision leapt: this is the first entry after a restore, and history that a
+    /// reader may wait for does not come.
+    pub leapt: bool,
 }

@@ -50,6 +50,10 @@ pub(crate) struct Counters {
     pub(crate) request_count: u64,
     /// How many bytes their outcomes have.
     pub(crate) request_bytes: u64,
+    /// Whether the state came out of a backup and no entry was applied since (`restore.rs`).
+    pub(crate) restored: bool,
+    /// What is added to an entry's index where an id is made of it; more than 0 after a restore.
+    pub(crate) id_base: u64,
 }
 
 /// The row as it is encoded.
@@ -85,6 +89,10 @@ struct HeadRow {
     request_count: u64,
     #[prost(uint64, tag = "15")]
     request_bytes: u64,
+    #[prost(bool, tag = "16")]
+    restored: bool,
+    #[prost(uint64, tag = "17")]
+    id_base: u64,
 }
 
 /// The row's key.
@@ -127,6 +135,8 @@ pub(crate) fn decode(row: &[u8]) -> Result<(Head, Counters), StoreError> {
         request_next: row.request_next,
         request_count: row.request_count,
         request_bytes: row.request_bytes,
+        restored: row.restored,
+        id_base: row.id_base,
     };
     Ok((head, counters))
 }
@@ -151,6 +161,8 @@ pub(crate) fn encode(head: &Head, counters: &Counters) -> Bytes {
         request_next: counters.request_next,
         request_count: counters.request_count,
         request_bytes: counters.request_bytes,
+        restored: counters.restored,
+        id_base: counters.id_base,
     };
     row.encode_to_vec().into()
 }
@@ -180,6 +192,8 @@ mod tests {
             request_next: 9,
             request_count: 2,
             request_bytes: 40,
+            restored: true,
+            id_base: 77,
         };
         assert_eq!(decode(&encode(&head, &counters)).unwrap(), (head, counters));
         let error = decode(&HeadRow { format: 2, ..HeadRow::default() }.encode_to_vec());

@@ -4,6 +4,7 @@
 //! from the log only.
 
 mod apply;
+mod census;
 mod cluster;
 mod compaction;
 mod dedup;
@@ -19,6 +20,7 @@ mod outcome;
 mod page;
 mod put_stream;
 mod read;
+mod restore;
 mod session;
 mod snapshot;
 mod span;
@@ -33,10 +35,13 @@ mod validate;
 mod view;
 
 pub use apply::{COMMAND_VERSION, Machine, MachineConfig};
+pub use census::Census;
 pub use dedup::RequestId;
+pub(crate) use discovery::NODE_SERVICE;
 pub use effect::{Applied, Change, ChangeKind, SessionEffect, Space};
 pub use head::Head;
 pub use outcome::refusal;
+pub use restore::restore;
 pub use snapshot::{SnapshotError, SnapshotLoader, SnapshotWriter};
 pub(crate) use validate::COMMAND_BYTES_MAX;
 pub use validate::{validate, validate_range, validate_streamed_put};

@@ -174,9 +174,9 @@ pub(crate) fn checkpoint(tx: &mut Tx<'_>, command: &CheckpointSessions) -> Decis
     Ok(Ok(Done {}))
 }
 
-/// Opens the session of this entry: its id is the entry's index, so an entry opens one at most.
+/// Opens the session of this entry: its id is the entry's number, so an entry opens one at most.
 pub(crate) fn start(tx: &mut Tx<'_>, kind: Kind, ttl: Duration, owner: &str) -> SessionId {
-    let session = SessionId::new(tx.index.value());
+    let session = SessionId::new(tx.entry_number());
     let ttl_ms = span::millis(ttl);
     let row = SessionRow {
         ttl_ms,
@@ -212,6 +212,30 @@ fn save_started(tx: &mut Tx<'_>, session: SessionId, mut row: SessionRow) {
         full_ttl: row.ttl(),
         epoch: row.epoch,
     });
+}
+
+/// Carries the sessions of a restored state over: their TTLs start anew. Nobody waits for a lock
+/// any more, since the nodes that parked the calls are gone, and sessions opened to wait end.
+pub(crate) fn carry_over(tx: &mut Tx<'_>) -> Result<(), StoreError> {
+    let rows: Vec<(SessionId, SessionRow)> = tx
+        .scan_prefix(Key::of(Table::Session))
+        .map(|row| {
+            let (key, value) = row?;
+            Ok((SessionId::new(Fields::of_key(&key).u64()?), tx::decode(value)?))
+        })
+        .collect::<Result<_, StoreError>>()?;
+    for (session, _) in &rows {
+        lock::leave_lines(tx, *session, End::Closed)?;
+    }
+    for (session, mut row) in rows {
+        if row.kind() == Kind::Waiting {
+            end(tx, &[session], End::Closed)?;
+        } else {
+            row.remaining_ms = row.ttl_ms;
+            save_started(tx, session, row);
+        }
+    }
+    Ok(())
 }
 
 /// A session of any kind.

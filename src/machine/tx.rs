@@ -131,6 +131,12 @@ impl<'a> Tx<'a> {
         self.unit.sub = 0;
     }
 
+    /// A number that no other entry of this cluster has, nor any of the cluster that it was
+    /// restored from: ids are made of it.
+    pub(crate) fn entry_number(&self) -> u64 {
+        self.counters.id_base + self.index.value()
+    }
+
     /// How many changes of the keyspace the unit has made.
     pub(crate) fn change_count(&self) -> usize {
         self.applied.changes.len() - self.unit.effects[2]

@@ -6,7 +6,7 @@ use std::sync::{Arc, mpsc::Receiver};
 use tokio::sync::oneshot;
 
 use crate::{
-    machine::{Applied, Machine, MachineConfig, Space, View, store::StoreError},
+    machine::{Applied, Head, Machine, MachineConfig, Space, View, store::StoreError},
     node::{
         FeedHead, Published, SnapshotSource, Transport,
         calls::is_internal,
@@ -74,7 +74,7 @@ impl Applier {
         let settled = self.shared.clock.now();
         self.shared.metrics.record_applied(entries.len(), settled.since(committed));
         let marks = Marks { committed, settled, ..Marks::default() };
-        let head = applied.head.clone();
+        let (head, leapt) = (applied.head.clone(), applied.leapt);
         let members = applied.changes.iter().any(|change| change.space == Space::Members);
         let mut report = self.complete(applied, marks, |applied| {
             let batch = Published {
@@ -85,7 +85,11 @@ impl Applier {
                 changes: core::mem::take(&mut applied.changes),
                 events: core::mem::take(&mut applied.events),
             };
-            self.shared.feed.publish(head.index, batch);
+            if leapt {
+                self.shared.feed.installed(feed_head(&head));
+            } else {
+                self.shared.feed.publish(head.index, batch);
+            }
         });
         if members {
             (report.founded, report.registered) = self.learn_members()?;
@@ -173,12 +177,7 @@ impl Applier {
         let store = Arc::clone(self.machine.store());
         self.shared.store.store(Arc::new(store));
         let head = self.machine.head().clone();
-        self.shared.feed.installed(FeedHead {
-            index: head.index,
-            revision: head.revision,
-            position: head.position,
-            installs: 0,
-        });
+        self.shared.feed.installed(feed_head(&head));
         self.shared.metrics.record_snapshot_installed();
         tracing::info!(index = head.index.value(), "installed a snapshot");
         let view = View::new(self.machine.store().snapshot());
@@ -213,6 +212,12 @@ impl Applier {
         self.transport.send_snapshot(send.to, GroupId::SYSTEM, source);
         Ok(())
     }
+}
+
+/// Where the feed stands with a state that was not reached through it.
+fn feed_head(head: &Head) -> FeedHead {
+    let Head { index, revision, position, .. } = *head;
+    FeedHead { index, revision, position, installs: 0 }
 }
 
 /// Adds the entries of the jobs that wait already, up to a batch; returns the job that ends it.

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    machine::refusal,
+    machine::{NODE_SERVICE, refusal},
     node::Handle,
     pb::{
         command::v1::{Reason, Refusal, command::Op, outcome},
@@ -18,8 +18,7 @@ use crate::{
     types::{Duration, SessionId},
 };
 
-/// The service that the nodes are instances of.
-const SERVICE: &str = "quorate";
+const SERVICE: &str = NODE_SERVICE;
 
 /// How long a node that vanished stays registered.
 const TTL: Duration = Duration::from_secs(15);
