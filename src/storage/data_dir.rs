@@ -162,6 +162,12 @@ impl DataDir {
         Ok(Arc::new(RedbStore::open(&self.inner.state(STATE_FILE))?))
     }
 
+    /// Whether there is a state store, empty or not.
+    #[must_use]
+    pub fn has_state(&self) -> bool {
+        self.inner.state(STATE_FILE).exists()
+    }
+
     /// Makes an empty store for a snapshot that is being installed. Only one is made at a time.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! [state store](store) that the state machine lives in, and snapshots on their way. Every format
 //! has a version, and an unknown one is refused; what is wrong is told in words that name the file.
 
+pub mod backup;
 mod data_dir;
 mod error;
 pub mod files;

@@ -1,12 +1,27 @@
 //! The bytes of the formats, so that a change of one is seen. `UPDATE_EXPECT=1` writes them anew;
 //! a released format gets a new version instead.
 
-use std::{collections::BTreeSet, fs, path::PathBuf};
+use std::{collections::BTreeSet, fs, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
+use prost::Message as _;
 use quorate::{
+    machine::{
+        Machine, MachineConfig, SnapshotWriter,
+        store::{Reader as _, Store as _},
+    },
+    pb::{
+        cluster::v1::SnapshotHeader,
+        command::v1::{Command, command::Op},
+        kv::v1::PutRequest,
+    },
     raft::{Append, Entry, HardState, LogMark, Membership, Payload},
-    storage::{Identity, RecoveredGroup, Wal, WalOptions, files::MemoryFiles},
+    storage::{
+        Identity, RecoveredGroup, Wal, WalOptions,
+        backup::{self, BackupFile},
+        files::MemoryFiles,
+        store::MemoryStore,
+    },
     types::{ClusterId, GroupId, Incarnation, LogIndex, LogTime, NodeId, Term},
 };
 
@@ -106,4 +121,47 @@ fn the_identity_writes_and_reads_version_1() {
     let text = String::from_utf8(golden).expect("the identity is text");
     assert_eq!(identity.encode(), text);
     assert_eq!(Identity::decode(&text, "identity").expect("version 1 is known"), identity);
+}
+
+#[test]
+fn a_backup_writes_and_reads_version_1() {
+    let store = Arc::new(MemoryStore::new());
+    let mut machine =
+        Machine::open(store.clone(), MachineConfig::default()).expect("an empty state");
+    let (key, value) = (Bytes::from_static(b"key"), Bytes::from_static(b"value"));
+    let put = Op::Put(PutRequest { key, value, ..PutRequest::default() });
+    let command = Command { version: 1, origin: None, op: Some(put) };
+    let entry = Entry {
+        index: LogIndex::new(1),
+        term: Term::new(2),
+        time: LogTime::from_millis(1_700_000_000_000),
+        payload: Payload::Command(command.encode_to_vec().into()),
+    };
+    machine.apply(&[entry]).expect("applied");
+    let header = SnapshotHeader {
+        cluster_id: "6f1c2b9e-8f2d-4e0a-9a56-0c4d5e6f7a8b".to_owned(),
+        applied_index: 1,
+        term: 2,
+        time: Some(LogTime::from_millis(1_700_000_000_000).to_timestamp()),
+        revision: 1,
+        position: 0,
+        version: "0.1.0".to_owned(),
+    };
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("backup");
+    let mut file = BackupFile::create(&path, &header, false).expect("created");
+    for chunk in SnapshotWriter::new(store.snapshot()) {
+        file.chunk(&chunk.expect("read")).expect("written");
+    }
+    file.finish().expect("whole");
+    let golden = golden("backup-v1.bin", &fs::read(&path).expect("it is there"));
+    assert!(fs::read(&path).expect("it is there") == golden, "the backup's bytes have changed");
+
+    fs::write(&path, golden).expect("written");
+    let read = MemoryStore::new();
+    let loaded = backup::load(&path, &read).expect("version 1 is known");
+    assert_eq!(loaded.header, header);
+    let rows =
+        |store: &MemoryStore| store.scan(&[], None).collect::<Result<Vec<_>, _>>().expect("read");
+    assert_eq!(rows(&read), rows(&store));
 }
