@@ -1,4 +1,4 @@
-//! `quorate cluster`: hand over leadership, compare the nodes' state.
+//! `quorate cluster`: hand over leadership, compare the nodes' state, back it up.
 
 use clap::{Args, Subcommand};
 
@@ -7,6 +7,7 @@ use crate::{
         Error, OutputFormat,
         context::Context,
         json,
+        snapshot::SnapshotCommand,
         table::{Cell, Paint, Table},
     },
     client::Client,
@@ -26,6 +27,9 @@ pub enum ClusterCommand {
     /// Compare a hash of every node's state; exit 1 where two differ
     #[command(after_help = "Example:\n  quorate cluster hash")]
     Hash(HashArgs),
+    /// Save the state to a file for a backup, or check such a file
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
 }
 
 /// Flags of `cluster transfer`.
@@ -49,6 +53,7 @@ impl ClusterCommand {
         match self {
             Self::Transfer(args) => transfer(context, args).await,
             Self::Hash(args) => hash(context, args).await,
+            Self::Snapshot(command) => command.run(context).await,
         }
     }
 }

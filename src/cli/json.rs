@@ -39,7 +39,7 @@ named! {
     discovery: RegisterResponse DeregisterResponse ResolveResponse ListServicesResponse
         WatchResponse;
     event: AppendResponse ReadResponse SubscribeResponse ListStreamsResponse;
-    cluster: StatusResponse StateHashResponse TransferLeadershipResponse;
+    cluster: StatusResponse StateHashResponse TransferLeadershipResponse SnapshotSummary;
 }
 
 /// The canonical JSON on one line.

@@ -20,6 +20,7 @@ mod node;
 mod run;
 mod service;
 mod show;
+mod snapshot;
 mod status;
 mod table;
 #[cfg(test)]

@@ -46,6 +46,9 @@ pub struct NodeArgs {
     #[arg(long, value_name = "ID=HOST:PORT,...", env = "QUORATE_INITIAL_CLUSTER")]
     #[arg(hide_env_values = true)]
     initial_cluster: Option<String>,
+    /// Found the cluster from a backup: the same file on every founding node, beside --bootstrap
+    #[arg(long, value_name = "FILE", env = "QUORATE_RESTORE", hide_env_values = true)]
+    restore: Option<PathBuf>,
     /// Permit to listen beyond loopback, without TLS
     #[arg(long, env = "QUORATE_INSECURE_LISTEN", hide_env_values = true)]
     insecure_listen: bool,
@@ -132,6 +135,7 @@ impl NodeArgs {
             peer_advertise: self.peer_advertise,
             bootstrap: self.bootstrap.then_some(true),
             initial_cluster: self.initial_cluster,
+            restore: self.restore,
             insecure_listen: self.insecure_listen.then_some(true),
             log_format: self.log_format.map(|format| match format {
                 LogFormatArg::Text => LogFormat::Text,

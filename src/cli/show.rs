@@ -96,6 +96,11 @@ pub(crate) fn say(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
+/// Says something on a terminal in the place of what was said there last.
+pub(crate) fn say_over(text: &str) {
+    let _ = write!(io::stderr(), "\r\x1b[K{text}");
+}
+
 /// Whether a terminal reads what is said.
 pub(crate) fn is_heard() -> bool {
     io::stderr().is_terminal()

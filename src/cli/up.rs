@@ -28,9 +28,18 @@ pub struct UpArgs {
     /// Use a fresh temporary directory and remove it at the end
     #[arg(long, conflicts_with = "data_dir")]
     ephemeral: bool,
+    /// Found the cluster from a saved snapshot
+    #[arg(long, value_name = "FILE")]
+    restore: Option<PathBuf>,
     /// Further flags of each node
     #[arg(last = true, value_name = "NODE FLAGS")]
     node_flags: Vec<String>,
+}
+
+/// The file as a node finds it from anywhere: the commands to copy name it.
+fn absolute(file: Option<PathBuf>) -> Result<Option<PathBuf>, Error> {
+    let absolute = file.map(std::path::absolute).transpose();
+    absolute.map_err(|error| Error::failed(format!("--restore: {error}")))
 }
 
 impl UpArgs {
@@ -46,6 +55,7 @@ impl UpArgs {
             base_port: self.base_port,
             data_dir: self.data_dir,
             ephemeral: self.ephemeral,
+            restore: absolute(self.restore)?,
             node_flags: self.node_flags,
             program,
             typed_as,

@@ -4,11 +4,11 @@ use tonic::transport::Channel;
 
 use crate::{
     client::{
-        Client, Error,
+        Client, Error, SnapshotParts,
         call::{Effect, Limit},
     },
     pb::cluster::v1::{
-        StateHashRequest, StateHashResponse, StatusRequest, StatusResponse,
+        SaveSnapshotRequest, StateHashRequest, StateHashResponse, StatusRequest, StatusResponse,
         TransferLeadershipRequest, TransferLeadershipResponse,
         cluster_service_client::ClusterServiceClient,
     },
@@ -39,6 +39,19 @@ impl Cluster {
     /// OUT_OF_RANGE for a revision that was compacted or is not applied yet.
     pub async fn state_hash(&self, request: StateHashRequest) -> Result<StateHashResponse, Error> {
         self.client.read(request, async |c, q| stub(c).state_hash(q).await).await
+    }
+
+    /// Streams a snapshot of the state of whichever node answers. Begun once; see
+    /// [`SnapshotParts`].
+    ///
+    /// # Errors
+    /// RESOURCE_EXHAUSTED where the node streams two already; UNAVAILABLE or DEADLINE_EXCEEDED
+    /// where no node answered.
+    pub async fn save_snapshot(
+        &self,
+        request: SaveSnapshotRequest,
+    ) -> Result<SnapshotParts, Error> {
+        SnapshotParts::open(&self.client, request).await
     }
 
     /// Hands leadership over. Sent again only where it was certainly not begun.

@@ -18,6 +18,7 @@
 //! # }
 //! ```
 
+mod backup;
 mod builder;
 mod call;
 mod cluster;
@@ -35,6 +36,7 @@ mod sessions;
 #[cfg(test)]
 mod tests;
 
+pub use backup::SnapshotParts;
 pub use builder::{Builder, Client};
 pub use cluster::Cluster;
 pub use discovery::{Discovery, InstanceWatch};

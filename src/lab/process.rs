@@ -19,7 +19,7 @@ use crate::{server::Addresses, types::Duration};
 
 /// Variables that set what differs from node to node: here the flags say it, and whoever runs this
 /// may have them set for a node of another cluster.
-const OF_ONE_NODE: [&str; 9] = [
+const OF_ONE_NODE: [&str; 10] = [
     "QUORATE_ID",
     "QUORATE_DATA_DIR",
     "QUORATE_LISTEN",
@@ -29,6 +29,7 @@ const OF_ONE_NODE: [&str; 9] = [
     "QUORATE_PEER_ADVERTISE",
     "QUORATE_BOOTSTRAP",
     "QUORATE_INITIAL_CLUSTER",
+    "QUORATE_RESTORE",
 ];
 
 /// The log's name in a node's directory.
@@ -45,6 +46,8 @@ pub(crate) struct NodeSpec {
     pub(crate) members: Vec<(u64, SocketAddr)>,
     /// Whether its empty data directory may found the cluster.
     pub(crate) bootstrap: bool,
+    /// The backup that it founds the cluster from; it counts beside `bootstrap` only.
+    pub(crate) restore: Option<PathBuf>,
     /// Further flags, as a person gave them.
     pub(crate) flags: Vec<String>,
 }
@@ -71,6 +74,9 @@ impl NodeSpec {
         ];
         if self.bootstrap {
             args.push("--bootstrap".into());
+            if let Some(file) = &self.restore {
+                args.extend(["--restore".into(), file.clone().into()]);
+            }
         }
         args.extend(self.flags.iter().map(OsString::from));
         args
@@ -199,6 +205,7 @@ mod tests {
             addresses: Addresses { client: local(7402), peer: local(7412), admin: local(7422) },
             members: vec![(1, local(7411)), (2, local(7412))],
             bootstrap: false,
+            restore: Some("backup".into()),
             flags: vec!["--log-level".to_owned(), "info,quorate=debug".to_owned()],
         }
     }
@@ -212,6 +219,13 @@ mod tests {
              --peer-listen 127.0.0.1:7412 --admin-listen 127.0.0.1:7422 \
              --initial-cluster 1=127.0.0.1:7411,2=127.0.0.1:7412 --log-level info,quorate=debug"
         );
+    }
+
+    #[test]
+    fn a_backup_is_named_where_the_node_founds_the_cluster() {
+        let spec = NodeSpec { bootstrap: true, ..spec(Path::new("d")) };
+        let command = spec.shell_command("quorate");
+        assert!(command.contains(" --bootstrap --restore backup "), "{command}");
     }
 
     #[test]

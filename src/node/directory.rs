@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -41,6 +41,7 @@ pub struct Directory {
     /// Where peers reach this node.
     pub peer_address: String,
     cluster_id: ArcSwap<Option<ClusterId>>,
+    restored_from: OnceLock<String>,
     peers: ArcSwap<BTreeMap<NodeId, Peer>>,
     registered: AtomicBool,
 }
@@ -62,6 +63,7 @@ impl Directory {
             client_address,
             peer_address,
             cluster_id: ArcSwap::from_pointee(cluster_id),
+            restored_from: OnceLock::new(),
             peers: ArcSwap::from_pointee(peers),
             registered: AtomicBool::new(false),
         }
@@ -83,6 +85,18 @@ impl Directory {
     /// Sets the cluster's id, once.
     pub fn found(&self, cluster_id: ClusterId) {
         self.cluster_id.store(Arc::new(Some(cluster_id)));
+    }
+
+    /// The digest of the backup that this node's state was restored from; empty where it was not.
+    #[must_use]
+    pub fn restored_from(&self) -> &str {
+        self.restored_from.get().map_or("", String::as_str)
+    }
+
+    /// Sets that digest, before the node speaks to anybody.
+    pub fn restore_from(&self, digest: String) {
+        // A state is restored once in its life.
+        let _ = self.restored_from.set(digest);
     }
 
     /// The members, this node included.
@@ -123,12 +137,14 @@ impl Directory {
             from_node: self.node_id.value(),
             to_node: to.value(),
             incarnation: self.incarnation.to_string(),
+            restored_from: self.restored_from().to_owned(),
         }
     }
 
     /// Checks the identity in a message: the sender is a member, speaks to this node, belongs to
     /// this cluster and is on the disk that the log knows. A side that does not know its cluster
-    /// yet is taken at its word: membership and disk still decide.
+    /// yet must have begun with the same state, empty or from the same backup; then it is taken at
+    /// its word, and membership and disk still decide.
     ///
     /// # Errors
     /// A sentence that says what does not fit and what to do.
@@ -161,7 +177,8 @@ impl Directory {
             (_, None) if !identity.cluster_id.is_empty() => {
                 return Err(format!("the cluster id of node {from} is not a UUID"));
             }
-            _ => {}
+            (Some(_), Some(_)) => {}
+            _ => self.check_beginning(from, &identity.restored_from)?,
         }
         let Some(incarnation) = Incarnation::parse(&identity.incarnation) else {
             return Err(format!("the incarnation of node {from}'s disk is not a UUID"));
@@ -172,6 +189,26 @@ impl Directory {
                  its data directory was wiped or replaced; bring the old directory back"
             )),
             _ => Ok(from),
+        }
+    }
+
+    /// Nodes that began with different states must never hear of each other: their logs agree on
+    /// numbers alone.
+    fn check_beginning(&self, from: NodeId, theirs: &str) -> Result<(), String> {
+        let (me, ours) = (self.node_id, self.restored_from());
+        let advice = "give every founding node an empty directory and the same --restore file";
+        match (ours, theirs) {
+            _ if ours == theirs => Ok(()),
+            ("", _) => Err(format!(
+                "node {from} was restored from backup {theirs}, node {me} was not: {advice}"
+            )),
+            (_, "") => Err(format!(
+                "node {me} was restored from backup {ours}, node {from} was not: {advice}"
+            )),
+            _ => Err(format!(
+                "node {from} was restored from backup {theirs}, node {me} from another one, {ours}: \
+                 {advice}"
+            )),
         }
     }
 }
@@ -203,7 +240,40 @@ mod tests {
             from_node: from,
             to_node: 1,
             incarnation: Uuid::from_u128(disk).to_string(),
+            ..Identity::default()
         }
+    }
+
+    #[test]
+    fn nodes_that_were_restored_from_different_files_do_not_found_a_cluster_together() {
+        let restored = |cluster: Option<u128>, from: &str| {
+            let directory = directory(cluster);
+            directory.restore_from(from.to_owned());
+            directory
+        };
+        let asks = |directory: &Directory, cluster: &str, from: &str| {
+            let restored_from = from.to_owned();
+            directory.check(Some(&Identity { restored_from, ..identity(3, 13, cluster) }))
+        };
+        assert!(asks(&restored(None, "aa"), "", "aa").is_ok());
+        let words = asks(&restored(None, "aa"), "", "bb").expect_err("another file");
+        assert!(words.contains("backup bb") && words.contains("another one, aa"), "{words}");
+        let words = asks(&restored(None, "aa"), "", "").expect_err("not restored");
+        assert!(
+            words.contains("node 1 was restored") && words.contains("node 3 was not"),
+            "{words}"
+        );
+        let words = asks(&directory(None), "", "bb").expect_err("not restored here");
+        assert!(
+            words.contains("node 3 was restored") && words.contains("node 1 was not"),
+            "{words}"
+        );
+
+        let ours = Uuid::from_u128(7).to_string();
+        assert!(asks(&restored(None, "aa"), &ours, "").is_err(), "the old cluster, still alive");
+        assert!(asks(&directory(Some(7)), "", "aa").is_err(), "a stray founder");
+        assert!(asks(&restored(Some(7), "aa"), "", "aa").is_ok(), "a founder that comes late");
+        assert!(asks(&restored(Some(7), "aa"), &ours, "").is_ok(), "ids agree: that is enough");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize},
@@ -17,13 +18,14 @@ use uuid::Uuid;
 use crate::{
     machine::{Head, Machine, MachineConfig, store::StoreError},
     node::{
-        Directory, Feed, FeedHead, Handle, Transport, Tuning,
+        Directory, Feed, FeedHead, Handle, RestoreError, Transport, Tuning,
         applier::{Applier, learn_members},
         clock::Clock,
         driver::{Disk, Driver},
         pending::Pending,
         places::Places,
         replica::{Recovered, Replica, ReplicaConfig},
+        restore::open_state,
         shared::{DriverInput, Shared},
         wal_writer::{self, WalJobs},
     },
@@ -57,6 +59,9 @@ pub enum Error {
         /// The last entry that the log no longer holds.
         log: LogIndex,
     },
+    /// A backup was to be restored and is not.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// A thread could not be started.
     #[error("no thread can be started: {0}")]
     Thread(#[from] std::io::Error),
@@ -74,6 +79,8 @@ pub struct NodeOptions {
     pub data: DataDir,
     /// The founding members, where the state holds no membership yet.
     pub membership: Membership,
+    /// A backup to begin with, where the data directory is empty.
+    pub restore: Option<PathBuf>,
     /// The way to its peers.
     pub transport: Arc<dyn Transport>,
     /// Its knobs.
@@ -137,12 +144,15 @@ impl Running {
 /// # Errors
 /// Where the directory cannot be read, is damaged, or does not fit together.
 pub fn start(options: NodeOptions) -> Result<Running, Error> {
-    let NodeOptions { directory, data, membership, transport, tuning, metrics } = options;
+    let NodeOptions { directory, data, membership, restore: backup, transport, tuning, metrics } =
+        options;
+    // The state first: whether it may be restored hangs on there being no log.
+    let store = open_state(&data, backup.as_deref())?;
     let wal_options = WalOptions { segment_bytes: tuning.segment_bytes, ..WalOptions::default() };
     let (mut wal, mut groups) = data.open_wal(wal_options)?;
     let recovered = groups.remove(&GroupId::SYSTEM).unwrap_or_default();
     let config = MachineConfig { retained_revisions: tuning.retained_revisions };
-    let machine = Machine::open(data.open_state()?, config.clone())?;
+    let machine = Machine::open(store, config.clone())?;
     let restored = restore(&mut wal, recovered, machine.head(), membership)?;
 
     let (driver, inputs) = mpsc::sync_channel(DRIVER_QUEUE);
@@ -179,6 +189,9 @@ pub fn start(options: NodeOptions) -> Result<Running, Error> {
         tuning,
     });
     let view = shared.view();
+    if let Some(digest) = view.restored_from()? {
+        shared.directory.restore_from(digest);
+    }
     let (founded, registered) = learn_members(&view, &shared)?;
     let recovered = Recovered {
         raft: restored,

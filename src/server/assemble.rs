@@ -188,6 +188,7 @@ fn open(
         directory,
         data,
         membership: Membership::of(config.initial_cluster.keys().copied()),
+        restore: config.restore.clone(),
         transport: Arc::clone(&transport) as _,
         tuning: Tuning {
             heartbeat_interval: config.heartbeat_interval,

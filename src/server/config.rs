@@ -45,6 +45,8 @@ pub struct Config {
     pub bootstrap: bool,
     /// The members and their peer addresses: `1=HOST:PORT,2=HOST:PORT`.
     pub initial_cluster: String,
+    /// A backup that the cluster is founded from, beside `bootstrap`; empty is none.
+    pub restore: PathBuf,
     /// Permits to listen on an address that is not loopback, without TLS.
     pub insecure_listen: bool,
     /// How log lines are written.
@@ -87,6 +89,7 @@ impl Default for Config {
             peer_advertise: String::new(),
             bootstrap: false,
             initial_cluster: String::new(),
+            restore: PathBuf::new(),
             insecure_listen: false,
             log_format: LogFormat::Text,
             log_level: "info".to_owned(),
@@ -116,6 +119,7 @@ pub struct ValidConfig {
     pub(crate) peer_advertise: Option<String>,
     pub(crate) bootstrap: bool,
     pub(crate) initial_cluster: BTreeMap<NodeId, String>,
+    pub(crate) restore: Option<PathBuf>,
     pub(crate) stop_on_stdin_close: bool,
     pub(crate) heartbeat_interval: Duration,
     pub(crate) election_timeout_min: Duration,
@@ -178,6 +182,12 @@ impl Config {
                 "name the members with --initial-cluster 1=HOST:PORT,...",
             );
         }
+        let restore = (!self.restore.as_os_str().is_empty()).then_some(self.restore);
+        if restore.is_some() && !self.bootstrap {
+            let why = "a backup founds a new cluster: pass it beside --bootstrap and \
+                       --initial-cluster";
+            return refuse("--restore", why);
+        }
         if !initial_cluster.is_empty() && !initial_cluster.contains_key(&id) {
             let why = format!("node {id} is not among the members");
             return refuse("--initial-cluster", why);
@@ -194,6 +204,7 @@ impl Config {
             peer_advertise,
             bootstrap: self.bootstrap,
             initial_cluster,
+            restore,
             stop_on_stdin_close: self.stop_on_stdin_close,
             heartbeat_interval: self.heartbeat_interval,
             election_timeout_min: self.election_timeout_min,
@@ -348,6 +359,8 @@ mod tests {
         assert!(refusal(|c| c.id = 0).starts_with("--id"));
         assert!(refusal(|c| c.data_dir = PathBuf::new()).starts_with("--data-dir"));
         assert!(refusal(|c| c.initial_cluster = String::new()).starts_with("--bootstrap"));
+        let why = refusal(|c| (c.bootstrap, c.restore) = (false, "backup".into()));
+        assert!(why.starts_with("--restore") && why.contains("--bootstrap"), "{why}");
     }
 
     #[test]

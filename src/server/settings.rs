@@ -35,6 +35,8 @@ pub struct Settings {
     pub bootstrap: Option<bool>,
     /// [`Config::initial_cluster`].
     pub initial_cluster: Option<String>,
+    /// [`Config::restore`].
+    pub restore: Option<PathBuf>,
     /// [`Config::insecure_listen`].
     pub insecure_listen: Option<bool>,
     /// [`Config::log_format`].
@@ -105,8 +107,8 @@ impl Settings {
     pub fn over(self, lower: Self) -> Self {
         let upper = self;
         first!(upper, lower; id, data_dir, listen, peer_listen, admin_listen, advertise,
-            peer_advertise, bootstrap, initial_cluster, insecure_listen, log_format, log_level,
-            stop_on_stdin_close, heartbeat_interval, election_timeout_min, election_timeout_max,
+            peer_advertise, bootstrap, initial_cluster, restore, insecure_listen, log_format,
+            log_level, stop_on_stdin_close, heartbeat_interval, election_timeout_min, election_timeout_max,
             retained_log_bytes, slow_request, otlp_endpoint, calls_max, waits_max, streams_max)
     }
 
@@ -115,8 +117,8 @@ impl Settings {
     pub fn over_defaults(self) -> Config {
         let (settings, defaults) = (self, Config::default());
         fill!(settings, defaults; id, data_dir, listen, peer_listen, admin_listen, advertise,
-            peer_advertise, bootstrap, initial_cluster, insecure_listen, log_format, log_level,
-            stop_on_stdin_close, heartbeat_interval, election_timeout_min, election_timeout_max,
+            peer_advertise, bootstrap, initial_cluster, restore, insecure_listen, log_format,
+            log_level, stop_on_stdin_close, heartbeat_interval, election_timeout_min, election_timeout_max,
             retained_log_bytes, slow_request, otlp_endpoint, calls_max, waits_max, streams_max)
     }
 }

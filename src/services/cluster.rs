@@ -10,17 +10,19 @@ use crate::{
     node::Peer,
     pb::{
         cluster::v1::{
-            NodeStatus, StateHashRequest, StateHashResponse, StatusRequest, StatusResponse,
-            TransferLeadershipRequest, TransferLeadershipResponse,
-            cluster_service_server::ClusterService,
+            NodeStatus, SaveSnapshotRequest, SaveSnapshotResponse, StateHashRequest,
+            StateHashResponse, StatusRequest, StatusResponse, TransferLeadershipRequest,
+            TransferLeadershipResponse, cluster_service_server::ClusterService,
         },
         command::v1::{Reason, Refusal},
     },
     services::{
+        backup::Saves,
         call::{Context, read},
         gate::Call,
         peer::PeerTransport,
     },
+    streaming::Updates,
     types::{Duration, NodeId, Revision},
     wire::status::{from_refusal, from_store_error},
 };
@@ -50,8 +52,15 @@ impl Peers for PeerTransport {
 /// The service on one node.
 #[derive(Debug)]
 pub(crate) struct Cluster<P> {
-    pub(crate) context: Context,
-    pub(crate) peers: Arc<P>,
+    context: Context,
+    peers: Arc<P>,
+    saves: Saves,
+}
+
+impl<P> Cluster<P> {
+    pub(crate) fn new(context: Context, peers: Arc<P>) -> Self {
+        Self { context, peers, saves: Saves::default() }
+    }
 }
 
 #[tonic::async_trait]
@@ -90,6 +99,16 @@ impl<P: Peers> ClusterService for Cluster<P> {
         });
         let node_id = self.context.node.directory().node_id.value();
         Ok(Response::new(StateHashResponse { node_id, ..hash.await? }))
+    }
+
+    type SaveSnapshotStream = Updates<SaveSnapshotResponse>;
+
+    async fn save_snapshot(
+        &self,
+        mut request: Request<SaveSnapshotRequest>,
+    ) -> Result<Response<Self::SaveSnapshotStream>, Status> {
+        let call = Call::of(&mut request);
+        self.saves.save(&self.context, request.get_ref(), call).await.map(Response::new)
     }
 
     async fn transfer_leadership(

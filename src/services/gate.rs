@@ -75,7 +75,9 @@ impl Kind {
         match (service, method) {
             ("lock.v1.LockService", "Acquire") => Self::Wait,
             (_, "Watch" | "Subscribe" | "KeepAlive" | "PutStream") => Self::Stream,
-            ("event.v1.EventService", "Read") => Self::Stream,
+            ("event.v1.EventService", "Read") | ("cluster.v1.ClusterService", "SaveSnapshot") => {
+                Self::Stream
+            }
             (
                 _,
                 "Range" | "Describe" | "List" | "Resolve" | "ListServices" | "ListStreams"

@@ -4,6 +4,7 @@
 //! keeps no state. Deadlines, load limits and draining stand before all of them, in [`Limits`] and
 //! the gate behind [`client_side`].
 
+mod backup;
 mod call;
 mod cluster;
 mod deadline;

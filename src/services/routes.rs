@@ -74,7 +74,7 @@ pub fn client_side<P: Peers>(
         .add_service(server!(DiscoveryServiceServer, Discovery(context.clone())))
         .add_service(server!(EventServiceServer, EventStreams(context.clone())))
         .add_service(server!(SessionServiceServer, Sessions(context.clone())))
-        .add_service(server!(ClusterServiceServer, Cluster { context, peers }))
+        .add_service(server!(ClusterServiceServer, Cluster::new(context, peers)))
         .add_service(health_service);
     let router = reflection::add(routes, &health::SERVICES).into_axum_router();
     let router = router.layer(from_fn_with_state(gate, gate::pass));

@@ -13,11 +13,12 @@ pub struct ClusterBuilder {
     pub(super) nodes: u8,
     pub(super) program: Option<PathBuf>,
     pub(super) settings: String,
+    pub(super) restore: Option<PathBuf>,
 }
 
 impl ClusterBuilder {
     pub(super) const fn new(nodes: u8) -> Self {
-        Self { nodes, program: None, settings: String::new() }
+        Self { nodes, program: None, settings: String::new(), restore: None }
     }
 
     /// Runs this binary, a process a node, instead of nodes inside the test's process.
@@ -32,6 +33,13 @@ impl ClusterBuilder {
     #[must_use]
     pub fn settings(mut self, toml: impl Into<String>) -> Self {
         self.settings = toml.into();
+        self
+    }
+
+    /// Founds the cluster from this backup.
+    #[must_use]
+    pub fn restore(mut self, file: impl Into<PathBuf>) -> Self {
+        self.restore = Some(file.into());
         self
     }
 

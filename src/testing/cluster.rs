@@ -91,7 +91,8 @@ impl Cluster {
         let nodes = (1..).zip(reserved).map(|(id, addresses)| {
             let dir = dir.join(format!("node-{id}"));
             let (members, flags) = (members.clone(), flags.clone());
-            let spec = NodeSpec { id, dir, addresses, members, bootstrap: true, flags };
+            let restore = builder.restore.clone();
+            let spec = NodeSpec { id, dir, addresses, members, bootstrap: true, restore, flags };
             (id, Member { spec, state: State::Down })
         });
         let mut cluster = Self { nodes: nodes.collect(), dir, program: builder.program, settings };
@@ -362,6 +363,7 @@ fn in_process_config(spec: &NodeSpec, settings: &Settings) -> Config {
         peer_listen: spec.addresses.peer.to_string(),
         admin_listen: spec.addresses.admin.to_string(),
         bootstrap: spec.bootstrap,
+        restore: spec.restore.clone().filter(|_| spec.bootstrap).unwrap_or_default(),
         initial_cluster: members.join(","),
         ..settings.clone().over_defaults()
     }

@@ -82,7 +82,7 @@ async fn another_clusters_directory_is_refused() {
 }
 
 /// Starts a node of the cluster over a directory, and returns what it says when it gives up.
-async fn refused(cluster: &Cluster, id: u64, data_dir: &Path, flags: &[&str]) -> String {
+pub(crate) async fn refused(cluster: &Cluster, id: u64, data_dir: &Path, flags: &[&str]) -> String {
     refused_at(cluster, id, id, data_dir, flags).await
 }
 
@@ -94,20 +94,7 @@ async fn refused_at(
     data_dir: &Path,
     flags: &[&str],
 ) -> String {
-    let members: Vec<_> =
-        cluster.ids().into_iter().map(|id| format!("{id}={}", cluster.peer_address(id))).collect();
-    let node = Command::new(PROGRAM)
-        .args(["node", "--id", &id.to_string()])
-        .arg("--data-dir")
-        .arg(data_dir)
-        .args(["--listen", &cluster.endpoint(address)])
-        .args(["--peer-listen", &cluster.peer_address(address).to_string()])
-        .args(["--admin-listen", &cluster.admin_address(address).to_string()])
-        .args(["--initial-cluster", &members.join(",")])
-        .args(flags)
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output();
+    let node = node(cluster, address, id, data_dir, flags).output();
     let output = timeout(LIMIT, node).await.expect("it gives up").expect("it was started");
     let words = format!(
         "{}{}",
@@ -119,7 +106,31 @@ async fn refused_at(
     words
 }
 
-fn wipe(data_dir: &Path) {
+/// The command that starts a node of the cluster over a directory, with the addresses of `address`.
+pub(crate) fn node(
+    cluster: &Cluster,
+    address: u64,
+    id: u64,
+    data_dir: &Path,
+    flags: &[&str],
+) -> Command {
+    let members: Vec<_> =
+        cluster.ids().into_iter().map(|id| format!("{id}={}", cluster.peer_address(id))).collect();
+    let mut node = Command::new(PROGRAM);
+    node.args(["node", "--id", &id.to_string()])
+        .arg("--data-dir")
+        .arg(data_dir)
+        .args(["--listen", &cluster.endpoint(address)])
+        .args(["--peer-listen", &cluster.peer_address(address).to_string()])
+        .args(["--admin-listen", &cluster.admin_address(address).to_string()])
+        .args(["--initial-cluster", &members.join(",")])
+        .args(flags)
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    node
+}
+
+pub(crate) fn wipe(data_dir: &Path) {
     fs::remove_dir_all(data_dir).expect("it was there");
     fs::create_dir(data_dir).expect("it can be made");
 }

@@ -3,6 +3,7 @@
 //! Every wait is for a condition and has a deadline; the deadlines are ten times what is expected,
 //! so that a slow machine fails nothing.
 
+mod backup;
 mod basics;
 mod catch_up;
 mod commands;

@@ -10,7 +10,7 @@ mod supervise;
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use crate::{lab::process::NodeSpec, server::Addresses};
+use crate::{lab::process::NodeSpec, server::Addresses, storage::backup};
 
 pub use error::Error;
 pub use supervise::run;
@@ -34,6 +34,8 @@ pub struct UpOptions {
     pub data_dir: PathBuf,
     /// Uses a fresh temporary directory and removes it at the end.
     pub ephemeral: bool,
+    /// A backup that a new cluster is founded from.
+    pub restore: Option<PathBuf>,
     /// Further flags for each `quorate node`.
     pub node_flags: Vec<String>,
     /// The binary to run as `quorate node`.
@@ -53,6 +55,10 @@ impl UpOptions {
         if self.base_port == 0 || self.base_port > most {
             let what = format!("--base-port {} is not between 1 and {most}", self.base_port);
             return Err(Error::new(what, "the default is 7400"));
+        }
+        if let Some(file) = &self.restore {
+            backup::digest_of(file)
+                .map_err(|why| Error::new(why.to_string(), "name a file that was saved"))?;
         }
         Ok(())
     }
@@ -75,6 +81,7 @@ impl UpOptions {
             },
             members: members.clone(),
             bootstrap,
+            restore: self.restore.clone(),
             flags: self.node_flags.clone(),
         })
         .collect()
@@ -91,6 +98,7 @@ mod tests {
             base_port: 7400,
             data_dir: "quorate-data".into(),
             ephemeral: false,
+            restore: None,
             node_flags: Vec::new(),
             program: "quorate".into(),
             typed_as: "quorate".to_owned(),

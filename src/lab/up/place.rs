@@ -82,6 +82,12 @@ impl Place {
                     format!("use --nodes {}, another --data-dir or --ephemeral", cluster.nodes),
                 ));
             }
+            Some(cluster) if cluster.founded && options.restore.is_some() => {
+                return Err(Error::new(
+                    format!("{} holds a cluster, which a backup does not replace", dir.display()),
+                    "restore into another --data-dir or --ephemeral, or leave --restore out",
+                ));
+            }
             Some(cluster) => cluster.founded,
             None => {
                 refuse_foreign(&dir)?;
@@ -282,6 +288,7 @@ mod tests {
             base_port: 7400,
             data_dir: dir.to_owned(),
             ephemeral: false,
+            restore: None,
             node_flags: Vec::new(),
             program: "quorate".into(),
             typed_as: "quorate".to_owned(),
@@ -302,6 +309,9 @@ mod tests {
         let other = Place::take(&options(&dir, 5)).expect_err("another size");
         assert!(other.to_string().contains("was made with --nodes 3, not 5"), "{other}");
         assert!(other.to_string().contains("use --nodes 3"), "{other}");
+        let backup = UpOptions { restore: Some("b".into()), ..options(&dir, 3) };
+        let used = Place::take(&backup).expect_err("a backup does not replace it");
+        assert!(used.to_string().contains("holds a cluster"), "{used}");
         let again = Place::take(&options(&dir, 3)).expect("free again");
         assert!(again.is_founded());
     }

@@ -107,6 +107,7 @@ mod tests {
             base_port: 7400,
             data_dir: "quorate-data".into(),
             ephemeral: false,
+            restore: None,
             node_flags: Vec::new(),
             program: "quorate".into(),
             typed_as: "quorate".to_owned(),

@@ -260,6 +260,7 @@ fn identity_of_two() -> Identity {
         from_node: 2,
         to_node: 1,
         incarnation: disk(2).to_string(),
+        ..Identity::default()
     }
 }
 

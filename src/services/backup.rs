@@ -1,0 +1,116 @@
+//! `quorate.cluster.v1.ClusterService/SaveSnapshot`: the state as it stands at one index, chunk by
+//! chunk, no faster than it is taken.
+//!
+//! The state goes on meanwhile: a chunk is read from a view of its own moment. A view keeps what it
+//! shows on the disk, so few are open at once and none for a reader that stands still.
+
+use std::sync::Arc;
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::spawn_blocking,
+    time::timeout,
+};
+use tonic::Status;
+
+use crate::{
+    machine::{SnapshotWriter, View, refusal},
+    pb::{
+        cluster::v1::{
+            SaveSnapshotRequest, SaveSnapshotResponse, SnapshotChunk, SnapshotEnd, SnapshotHeader,
+            save_snapshot_response::Part,
+        },
+        command::v1::Reason,
+    },
+    services::{call::Context, gate::Call},
+    streaming::{Updates, updates},
+    types::Duration,
+    wire::status::{from_refusal, from_store_error},
+};
+
+/// How many snapshots a node streams at once.
+const SAVES_MAX: usize = 2;
+
+/// How long a reader may leave a chunk untaken.
+const STALL_MAX: Duration = Duration::from_secs(60);
+
+/// The snapshots that a node streams.
+#[derive(Clone, Debug)]
+pub(crate) struct Saves(Arc<Semaphore>);
+
+impl Default for Saves {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(SAVES_MAX)))
+    }
+}
+
+impl Saves {
+    pub(crate) async fn save(
+        &self,
+        context: &Context,
+        request: &SaveSnapshotRequest,
+        call: Call,
+    ) -> Result<Updates<SaveSnapshotResponse>, Status> {
+        let place = Arc::clone(&self.0).try_acquire_owned().map_err(|_| {
+            let words = "this node streams two snapshots already: try again later, or elsewhere";
+            from_refusal(refusal(Reason::Overloaded, words).with("limit", SAVES_MAX))
+        })?;
+        let view = context.view(request.stale, &call).await?;
+        let header = header(&view)?;
+        let produce = move |queue| stream(view, header, queue, place);
+        Ok(updates(context.terms(call), produce))
+    }
+}
+
+fn header(view: &View) -> Result<SnapshotHeader, Status> {
+    let read = || Ok((view.head()?, view.cluster_id()?));
+    let (head, cluster) = read().map_err(|error| from_store_error(&error))?;
+    if head.index.is_zero() {
+        let words = "this node has no state yet: ask again once the cluster has a leader";
+        return Err(from_refusal(refusal(Reason::NoQuorum, words)));
+    }
+    Ok(SnapshotHeader {
+        cluster_id: cluster.map(|id| id.to_string()).unwrap_or_default(),
+        applied_index: head.index.value(),
+        term: head.term.value(),
+        time: Some(head.time.to_timestamp()),
+        revision: head.revision.value(),
+        position: head.position.value(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}
+
+async fn stream(
+    view: View,
+    header: SnapshotHeader,
+    queue: mpsc::Sender<SaveSnapshotResponse>,
+    _place: OwnedSemaphorePermit,
+) -> Result<(), Status> {
+    let mut writer = SnapshotWriter::new(Arc::clone(view.reader()));
+    drop(view);
+    let mut end = SnapshotEnd::default();
+    send(&queue, Part::Header(header)).await?;
+    loop {
+        let read = spawn_blocking(move || (writer.next(), writer)).await;
+        let (next, rest) =
+            read.map_err(|error| Status::internal(format!("reading the state failed: {error}")))?;
+        writer = rest;
+        let Some(data) = next else { break };
+        let data = data.map_err(|error| from_store_error(&error))?;
+        end.chunks += 1;
+        end.bytes += data.len() as u64;
+        let crc32c = crc32c::crc32c(&data);
+        send(&queue, Part::Chunk(SnapshotChunk { data, crc32c })).await?;
+    }
+    send(&queue, Part::End(end)).await
+}
+
+/// Waits until there is room. A reader that is gone ends the stream elsewhere.
+async fn send(queue: &mpsc::Sender<SaveSnapshotResponse>, part: Part) -> Result<(), Status> {
+    let response = SaveSnapshotResponse { part: Some(part) };
+    if timeout(STALL_MAX, queue.send(response)).await.is_ok() {
+        return Ok(());
+    }
+    let words = format!("no part of the snapshot was taken for {STALL_MAX:?}: begin anew");
+    Err(from_refusal(refusal(Reason::DeadlineExceeded, words)))
+}
