@@ -146,7 +146,7 @@ impl Progress {
 fn described(summary: &SnapshotSummary) -> Shown {
     let none = SnapshotHeader::default();
     let header = summary.header.as_ref().unwrap_or(&none);
-    let mut table = Table::new(&["SNAPSHOT", ""]);
+    let mut table = Table::new(&["SNAPSHOT", "HOLDS"]);
     let cluster = if header.cluster_id.is_empty() { "-" } else { &header.cluster_id };
     table.row(["cluster".into(), cluster.into()]);
     let time = header.time.map(|time| time.to_string());
