@@ -431,7 +431,7 @@ impl Replica {
     }
 
     fn state_persisted(&mut self, now: Instant, index: LogIndex, jobs: &mut Jobs) {
-        if let Some(through) = self.keeper.state_persisted(index) {
+        if let Some(through) = self.keeper.state_persisted(index, self.raft.wanted_after()) {
             self.step(now, Input::Purge { through }, jobs);
         }
     }

@@ -40,9 +40,9 @@ pub(crate) enum ProgressState {
     Probe { sent: Option<Instant> },
     /// Sending ahead of the answers.
     Replicate(Inflight),
-    /// Waiting for a snapshot that is on its way, or, after one failed, for the next one; at most
-    /// until then.
-    Snapshot { until: Instant, failed: bool },
+    /// Waiting for a snapshot that is on its way, which covers the log up to `through` at least, or,
+    /// after one failed, for the next one; at most until then.
+    Snapshot { until: Instant, failed: bool, through: LogIndex },
 }
 
 /// What was sent and not answered yet.
@@ -80,8 +80,27 @@ impl Progress {
             ProgressState::Replicate(Inflight { messages: VecDeque::new(), bytes: 0, moved: now });
     }
 
-    pub(crate) fn become_snapshot(&mut self, until: Instant, failed: bool) {
-        self.state = ProgressState::Snapshot { until, failed };
+    pub(crate) fn become_snapshot(&mut self, until: Instant, through: LogIndex) {
+        self.state = ProgressState::Snapshot { until, failed: false, through };
+    }
+
+    pub(crate) fn fail_snapshot(&mut self, retry: Instant) {
+        if let ProgressState::Snapshot { until, failed, .. } = &mut self.state {
+            (*until, *failed) = (retry, true);
+        }
+    }
+
+    /// What the member has, or will have once the snapshot is there: it needs the log after it.
+    /// `None` where nobody knows whether it will ask for more.
+    pub(crate) fn has(&self, now: Instant, config: &Config) -> Option<LogIndex> {
+        let answers = now.since(self.contact) < config.election_timeout_max;
+        match self.state {
+            ProgressState::Snapshot { failed: false, through, .. } => Some(through),
+            ProgressState::Snapshot { failed: true, .. } => None,
+            ProgressState::Probe { .. } | ProgressState::Replicate(_) => {
+                (self.heard && answers).then_some(self.matched)
+            }
+        }
     }
 
     /// The member matches through `index`.

@@ -31,6 +31,7 @@ struct Sender<'a> {
     now: Instant,
     term: Term,
     commit: LogIndex,
+    applied: LogIndex,
     round: u64,
 }
 
@@ -100,6 +101,7 @@ impl Raft {
             now: self.now,
             term: self.hard.term,
             commit: self.hard.commit,
+            applied: self.applied,
             round: self.round,
         };
         for (&to, progress) in &mut leading.progress {
@@ -340,6 +342,7 @@ impl Raft {
             now: self.now,
             term: self.hard.term,
             commit: self.hard.commit,
+            applied: self.applied,
             round: self.round,
         };
         for (&to, progress) in &mut leading.progress {
@@ -429,7 +432,7 @@ impl Sender<'_> {
         let silence = self.now.since(progress.contact);
         let reachable = progress.heard && !self.lost.contains(&to);
         if reachable && silence < self.config.election_timeout_max {
-            progress.become_snapshot(self.now.after(SNAPSHOT_TIMEOUT), false);
+            progress.become_snapshot(self.now.after(SNAPSHOT_TIMEOUT), self.applied);
             ready.snapshots.push(SendSnapshot { to, term: self.term });
         }
     }

@@ -8,6 +8,14 @@ use crate::{
 };
 
 impl Raft {
+    /// What every member that answers has, or will have with the snapshot that is on its way to it:
+    /// the log after it is still asked for. `None` where nobody asks, or this node does not lead.
+    #[must_use]
+    pub fn wanted_after(&self) -> Option<LogIndex> {
+        let Role::Leader(leading) = &self.role else { return None };
+        leading.progress.values().filter_map(|member| member.has(self.now, &self.config)).min()
+    }
+
     /// Probes behind the snapshot, or waits an election timeout before the next one.
     pub(crate) fn on_snapshot_sent(&mut self, peer: NodeId, installed: Option<LogIndex>) {
         let retry = self.now.after(self.config.election_timeout_max);
@@ -20,7 +28,7 @@ impl Raft {
         match installed {
             // The probe's answer, not this report, says how far the member matches.
             Some(index) => progress.become_probe(index.min(last).next()),
-            None => progress.become_snapshot(retry, true),
+            None => progress.fail_snapshot(retry),
         }
     }
 
@@ -52,8 +60,11 @@ impl Raft {
         self.accepted = LogMark { leader_term, index: accepted.max(start.index) };
         self.write.mark = true;
         self.hard.commit = start.index;
-        // It replaces the membership in force, and with the log all that were pending (rule 3).
-        self.membership = membership;
+        // It replaces the membership in force, and with the log all that were pending (rule 3). One
+        // without a membership is of a group whose founding one was never changed.
+        if !membership.voters.is_empty() {
+            self.membership = membership;
+        }
         // What was handed out before lies inside it, and so does a piece that was not taken yet.
         self.applying.through = start.index;
         self.applying.pieces.clear();

@@ -151,6 +151,15 @@ fn rule_03_a_stale_snapshot_changes_nothing() {
 }
 
 #[test]
+fn rule_03_a_snapshot_without_a_membership_leaves_the_founding_one_in_force() {
+    let mut network = Network::new(3);
+    let start = LogStart { index: i(9), term: t(1), time: LogTime::ZERO };
+    let snapshot = Snapshot { start, membership: Membership::default(), state: Vec::new() };
+    network.receive_snapshot(n(2), n(1), t(1), snapshot);
+    assert_eq!(network.raft(1).status().membership, voters(3));
+}
+
+#[test]
 fn rule_03_a_snapshot_of_a_former_leader_is_taken_all_the_same() {
     let mut network = Network::new(3);
     network.inject(3, 1, heartbeat(4, 0));

@@ -121,6 +121,9 @@ impl Instant {
 /// How often the state is made durable though little was applied.
 const PERSIST_INTERVAL: Duration = Duration::from_secs(30);
 
+/// How many times what is kept for anybody the log may hold for a member that is catching up.
+const HELD_FACTOR: u64 = 4;
+
 /// Where a run of applied entries ended, and how many bytes lie between it and the one before.
 #[derive(Clone, Copy, Debug)]
 struct Chunk {
@@ -188,14 +191,24 @@ impl LogKeeper {
         true
     }
 
-    /// The state is durable up to `index`: where the log may be cut now.
-    pub(super) fn state_persisted(&mut self, index: LogIndex) -> Option<LogIndex> {
+    /// The state is durable up to `index`: where the log may be cut now. What comes after `wanted`
+    /// is held for a member that is catching up, within [`HELD_FACTOR`]: else a snapshot under
+    /// steady writes would be followed by the next one for ever.
+    pub(super) fn state_persisted(
+        &mut self,
+        index: LogIndex,
+        wanted: Option<LogIndex>,
+    ) -> Option<LogIndex> {
         self.persisting = false;
         let mut cut = None;
         while self.chunk_bytes > self.retained_bytes
             && let Some(chunk) = self.chunks.front().copied()
             && chunk.index <= index
         {
+            let is_wanted = wanted.is_some_and(|wanted| chunk.index > wanted);
+            if is_wanted && self.chunk_bytes <= self.retained_bytes.saturating_mul(HELD_FACTOR) {
+                break;
+            }
             self.chunks.pop_front();
             self.chunk_bytes -= chunk.bytes;
             cut = Some(chunk.index);
@@ -207,4 +220,99 @@ impl LogKeeper {
 /// What an entry takes in memory and on disk, about.
 const fn entry_bytes(payload: usize) -> u64 {
     payload as u64 + 64
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::{
+        raft::{Entry, HardMark, HardState, LogMark, Membership, Payload},
+        types::Term,
+    };
+
+    const RETAINED: u64 = 1_000;
+
+    fn keeper() -> LogKeeper {
+        let restored = Restored {
+            hard: HardState::default(),
+            purged_index: LogIndex::ZERO,
+            purged_term: Term::ZERO,
+            last_time: LogTime::ZERO,
+            entries: Vec::new(),
+            applied: LogIndex::ZERO,
+            membership: Membership::default(),
+        };
+        LogKeeper::new(RETAINED, &restored)
+    }
+
+    /// Appends and applies an entry of 100 bytes at each index.
+    fn write(keeper: &mut LogKeeper, indexes: core::ops::RangeInclusive<u64>) {
+        for index in indexes.map(LogIndex::new) {
+            let payload = Payload::Command(Bytes::from(vec![0; 36]));
+            let entry = Entry { index, term: Term::ZERO, time: LogTime::ZERO, payload };
+            keeper.appended(&Append {
+                hard: HardState::default(),
+                reset_to: None,
+                truncate_from: None,
+                entries: vec![entry],
+                hard_mark: HardMark::default(),
+                log_mark: LogMark::default(),
+            });
+            keeper.applied(index);
+        }
+    }
+
+    fn cut(keeper: &mut LogKeeper, durable: u64, wanted: Option<u64>) -> Option<u64> {
+        let cut = keeper.state_persisted(LogIndex::new(durable), wanted.map(LogIndex::new));
+        cut.map(LogIndex::value)
+    }
+
+    #[test]
+    fn the_log_is_cut_to_its_size() {
+        let mut keeper = keeper();
+        write(&mut keeper, 1..=10);
+        assert_eq!(cut(&mut keeper, 10, None), None, "it is no larger than it may be");
+        write(&mut keeper, 11..=30);
+        assert_eq!(cut(&mut keeper, 30, None), Some(20));
+        assert_eq!(cut(&mut keeper, 30, None), None);
+    }
+
+    #[test]
+    fn the_log_is_never_cut_beyond_the_durable_state() {
+        let mut keeper = keeper();
+        write(&mut keeper, 1..=100);
+        assert_eq!(cut(&mut keeper, 0, None), None);
+        assert_eq!(cut(&mut keeper, 7, None), Some(7));
+        assert_eq!(cut(&mut keeper, 8, Some(1_000)), Some(8));
+    }
+
+    #[test]
+    fn the_log_is_held_for_a_member_that_catches_up_but_not_without_bound() {
+        let mut keeper = keeper();
+        write(&mut keeper, 1..=30);
+        assert_eq!(cut(&mut keeper, 30, Some(5)), Some(5));
+        write(&mut keeper, 31..=45);
+        assert_eq!(cut(&mut keeper, 45, Some(5)), None, "4,000 bytes are held");
+        write(&mut keeper, 46..=60);
+        assert_eq!(cut(&mut keeper, 60, Some(5)), Some(20), "and no more");
+        assert_eq!(cut(&mut keeper, 60, None), Some(50));
+    }
+
+    #[test]
+    fn the_state_is_made_durable_after_a_quarter_of_the_log_and_after_a_while() {
+        let (mut keeper, start) = (keeper(), Instant::ZERO.after(Duration::from_secs(100)));
+        assert!(!keeper.wants_persist(start), "nothing was written");
+        write(&mut keeper, 1..=1);
+        assert!(keeper.wants_persist(start), "the last time is long ago");
+        write(&mut keeper, 2..=9);
+        assert!(!keeper.wants_persist(start), "one at a time");
+        cut(&mut keeper, 9, None);
+        assert!(keeper.wants_persist(start));
+        cut(&mut keeper, 9, None);
+        write(&mut keeper, 10..=10);
+        assert!(!keeper.wants_persist(start));
+        assert!(keeper.wants_persist(start.after(PERSIST_INTERVAL)));
+    }
 }
