@@ -17,6 +17,7 @@ use crate::{
     },
     pb::command::v1::{Outcome, Reason, outcome},
     raft::{Entry, SendSnapshot},
+    storage::{Step, reached},
     types::{GroupId, Instant},
 };
 
@@ -174,6 +175,7 @@ impl Applier {
             return Err(StoreError(error.to_string()));
         }
         self.machine = Machine::open(prepared.store, self.config.clone())?;
+        reached(Step::Opened);
         let store = Arc::clone(self.machine.store());
         self.shared.store.store(Arc::new(store));
         let head = self.machine.head().clone();

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use crate::{
     machine::{Head, SnapshotLoader, store::Store},
     node::{SnapshotOffer, applier::ApplierJob, shared::Shared},
-    storage::PendingState,
+    storage::{PendingState, Step, reached},
     types::{NodeId, Term},
 };
 
@@ -51,8 +51,11 @@ pub(crate) async fn receive(shared: &Arc<Shared>, offer: SnapshotOffer) -> Resul
 
 fn prepare(shared: &Shared, offer: &SnapshotOffer) -> Result<Prepared, String> {
     let (store, pending) = shared.data.begin_state().map_err(|error| error.to_string())?;
+    reached(Step::Begun);
     let head = load(store.as_ref(), offer)?;
+    reached(Step::Loaded);
     store.persist().map_err(|error| error.to_string())?;
+    reached(Step::Durable);
     if head.index != offer.index || head.term != offer.last_term {
         return Err(format!(
             "the snapshot says that it covers {:?} of {:?}, but holds {:?} of {:?}",
@@ -82,6 +85,10 @@ fn load(store: &dyn Store, offer: &SnapshotOffer) -> Result<Head, String> {
         chunk.resize(length, 0);
         file.read_exact(&mut chunk).map_err(|error| error.to_string())?;
         loader.feed(&chunk).map_err(|error| error.to_string())?;
+        reached(Step::Loading);
     }
     loader.finish().map_err(|error| error.to_string())
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@ use crate::{
     },
     observe::WalBatch,
     raft::{HardMark, LogMark},
-    storage::Wal,
+    storage::{Step, Wal, reached},
     types::{GroupId, Instant},
 };
 
@@ -48,7 +48,7 @@ fn write_all(
 ) -> Result<(), crate::storage::Error> {
     let (handed, mut handed_last) = (first.handed, first.handed);
     let (mut hard, mut log) = (HardMark::default(), LogMark::default());
-    let (mut batches, mut entries) = (0, 0);
+    let (mut batches, mut entries, mut reset) = (0, 0, false);
     let mut next = Some(first);
     while let Some(batch) = next {
         handed_last = batch.handed;
@@ -59,6 +59,10 @@ fn write_all(
                     log = log.max(append.log_mark);
                     entries += append.entries.len();
                     wal.append(GroupId::SYSTEM, &append)?;
+                    if append.reset_to.is_some() {
+                        reset = true;
+                        reached(Step::LogWritten);
+                    }
                 }
                 WalJob::Purge(start) => {
                     wal.purge(GroupId::SYSTEM, start.index, start.term, start.time)?;
@@ -70,6 +74,9 @@ fn write_all(
     }
     let (full, bytes) = (shared.clock.now(), wal.unsynced_bytes());
     wal.sync()?;
+    if reset {
+        reached(Step::LogSynced);
+    }
     let fsync = shared.clock.now().since(full);
     let append = full.since(handed);
     let batch = WalBatch { handed, handed_last, append, fsync, entries, bytes };

@@ -21,8 +21,9 @@ use uuid::Uuid;
 use crate::{
     machine::store::Store,
     storage::{
-        Error, Identity, RecoveredGroup, Wal, WalOptions,
+        Error, Identity, RecoveredGroup, Step, Wal, WalOptions,
         files::{DiskFiles, sync_directory},
+        reached,
         store::RedbStore,
     },
     types::{ClusterId, GroupId, Incarnation, NodeId},
@@ -188,9 +189,13 @@ impl DataDir {
     pub fn switch_state(&self, pending: PendingState) -> Result<(), Error> {
         pending.store.persist()?;
         let (from, to) = (self.inner.state(INCOMING_FILE), self.inner.state(STATE_FILE));
-        let switched = fs::rename(&from, &to)
-            .and_then(|()| sync_directory(&self.inner.path.join(STATE_DIRECTORY)));
-        switched.map_err(|error| Error::io("switch to", from.display().to_string(), error))
+        let switched = fs::rename(&from, &to).and_then(|()| {
+            reached(Step::Renamed);
+            sync_directory(&self.inner.path.join(STATE_DIRECTORY))
+        });
+        switched.map_err(|error| Error::io("switch to", from.display().to_string(), error))?;
+        reached(Step::Switched);
+        Ok(())
     }
 
     /// Where received snapshots are kept till they are installed.

@@ -9,10 +9,14 @@ mod data_dir;
 mod error;
 pub mod files;
 mod identity;
+mod steps;
 pub mod store;
 mod wal;
 
 pub use data_dir::{Bootstrap, DataDir, PendingState};
 pub use error::Error;
 pub use identity::Identity;
+#[cfg(test)]
+pub(crate) use steps::DIES_AT;
+pub(crate) use steps::{Step, reached};
 pub use wal::{RecoveredGroup, Wal, WalOptions};
