@@ -82,6 +82,9 @@ pub struct NodeArgs {
     #[arg(long, value_name = "http://HOST:PORT", env = "QUORATE_OTLP_ENDPOINT")]
     #[arg(hide_env_values = true)]
     otlp_endpoint: Option<String>,
+    /// How many bytes a second go out in snapshots; 0 is without a limit [default: 67108864]
+    #[arg(long, value_name = "BYTES", env = "QUORATE_SNAPSHOT_RATE", hide_env_values = true)]
+    snapshot_rate: Option<u64>,
     /// How many reads and changes may be open at once; more are refused [default: 4096]
     #[arg(long, value_name = "N", env = "QUORATE_CALLS_MAX", hide_env_values = true)]
     calls_max: Option<usize>,
@@ -149,6 +152,7 @@ impl NodeArgs {
             retained_log_bytes: self.retained_log_bytes,
             slow_request: self.slow_request,
             otlp_endpoint: self.otlp_endpoint,
+            snapshot_rate: self.snapshot_rate,
             calls_max: self.calls_max,
             waits_max: self.waits_max,
             streams_max: self.streams_max,

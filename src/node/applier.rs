@@ -208,7 +208,9 @@ impl Applier {
             term: send.term,
             index: head.index,
             last_term: head.term,
-            chunks: Box::new(crate::machine::SnapshotWriter::new(reader)),
+            chunks: Box::new(move || {
+                Box::new(crate::machine::SnapshotWriter::new(Arc::clone(&reader)))
+            }),
         };
         tracing::info!(peer = send.to.value(), index = head.index.value(), "sending a snapshot");
         self.transport.send_snapshot(send.to, GroupId::SYSTEM, source);

@@ -30,5 +30,5 @@ pub use handle::Handle;
 pub use proposal::Proposal;
 pub use restore::RestoreError;
 pub use start::{Error, NodeOptions, Running, start};
-pub use transport::{Mailbox, SnapshotOffer, SnapshotSource, Transport};
+pub use transport::{Mailbox, SnapshotChunks, SnapshotOffer, SnapshotSource, Transport};
 pub use tuning::Tuning;

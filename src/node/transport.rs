@@ -22,9 +22,12 @@ pub struct SnapshotSource {
     pub index: LogIndex,
     /// That entry's term.
     pub last_term: Term,
-    /// The chunks, made as they are asked for; pulled on a blocking thread.
-    pub chunks: Box<dyn Iterator<Item = Result<Bytes, StoreError>> + Send>,
+    /// Starts over with the chunks; each time the same ones.
+    pub chunks: Box<dyn Fn() -> SnapshotChunks + Send + Sync>,
 }
+
+/// The chunks of a snapshot, made as they are asked for; pulled on a blocking thread.
+pub type SnapshotChunks = Box<dyn Iterator<Item = Result<Bytes, StoreError>> + Send>;
 
 impl fmt::Debug for SnapshotSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -21,6 +21,7 @@ use crate::{
         methods::{Durations, Ended, MethodMetrics, Methods, OpenNow},
         process::Process,
         readers::{Reader, ReaderKind, Readers},
+        snapshots::Snapshots,
         stages::{ReadStage, Stage, Staged, WalBatch, WalBatches},
     },
     raft::{CampaignReason, Campaigned, RoleKind},
@@ -67,8 +68,7 @@ struct Inner {
     reader_lag: Family<KindLabel, Gauge>,
     fell_behind: Counter,
     forwards: Counter,
-    snapshots_sent: Counter,
-    snapshots_installed: Counter,
+    snapshots: Snapshots,
 }
 
 /// Where work waits inside a node.
@@ -167,8 +167,7 @@ impl Metrics {
             reader_lag: Family::default(),
             fell_behind: Counter::default(),
             forwards: Counter::default(),
-            snapshots_sent: Counter::default(),
-            snapshots_installed: Counter::default(),
+            snapshots: Snapshots::default(),
         };
         for reason in REASONS.map(reason_label) {
             drop(inner.elections.get_or_create(&reason));
@@ -182,6 +181,7 @@ impl Metrics {
         inner.register_requests();
         inner.register_streams();
         inner.process.register_collector(Box::new(Process));
+        inner.snapshots.register(&mut inner.registry);
         let metrics = Self { inner: Arc::new(inner) };
         metrics.set_role(RoleKind::Follower);
         metrics.measure_readers(Revision::ZERO, Position::ZERO);
@@ -317,12 +317,27 @@ impl Metrics {
 
     /// Counts a snapshot that a member installed from here.
     pub fn record_snapshot_sent(&self) {
-        self.inner.snapshots_sent.inc();
+        self.inner.snapshots.sent.inc();
     }
 
     /// Counts a snapshot that was installed here.
     pub fn record_snapshot_installed(&self) {
-        self.inner.snapshots_installed.inc();
+        self.inner.snapshots.installed.inc();
+    }
+
+    /// Counts a chunk of a snapshot that this node sent, again sent ones included.
+    pub fn record_snapshot_chunk_sent(&self, bytes: usize) {
+        self.inner.snapshots.out.record(bytes);
+    }
+
+    /// Counts a chunk of a snapshot that arrived here and was kept.
+    pub fn record_snapshot_chunk_received(&self, bytes: usize) {
+        self.inner.snapshots.received.record(bytes);
+    }
+
+    /// Counts a snapshot that this node went on sending where a broken stream had ended.
+    pub fn record_snapshot_resumed(&self) {
+        self.inner.snapshots.resumed.inc();
     }
 
     /// Everything as OpenMetrics text, of the type [`CONTENT_TYPE`].
@@ -401,16 +416,6 @@ impl Inner {
                 "raft_forwards",
                 "Requests that this node passed on to the leader",
                 self.forwards.clone(),
-            ),
-            (
-                "snapshot_sent",
-                "Snapshots that other nodes installed from this one",
-                self.snapshots_sent.clone(),
-            ),
-            (
-                "snapshot_installed",
-                "Snapshots that this node installed",
-                self.snapshots_installed.clone(),
             ),
         ];
         for (name, help, metric) in counters {

@@ -8,6 +8,7 @@ mod methods;
 mod metrics;
 mod process;
 mod readers;
+mod snapshots;
 mod stages;
 mod trace_parent;
 

@@ -182,7 +182,11 @@ fn open(
     metrics: Metrics,
 ) -> Result<(Running, Arc<PeerTransport>), Error> {
     let directory = Arc::new(directory(config, &data, addresses));
-    let options = PeerOptions { incoming_dir: data.incoming_path() };
+    let options = PeerOptions {
+        incoming_dir: data.incoming_path(),
+        snapshot_rate: config.snapshot_rate,
+        metrics: metrics.clone(),
+    };
     let transport = PeerTransport::new(Arc::clone(&directory), options);
     let running = node::start(NodeOptions {
         directory,

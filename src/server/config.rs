@@ -68,6 +68,9 @@ pub struct Config {
     /// The OpenTelemetry collector that requests are exported to as spans, by OTLP over gRPC:
     /// `http://HOST:PORT`; empty exports none. Only in a build with the feature `otel`.
     pub otlp_endpoint: String,
+    /// How many bytes a second this node sends in snapshots, to all peers together; at least 1 MiB,
+    /// or 0 for no limit.
+    pub snapshot_rate: u64,
     /// How many reads and changes may be open at this node at once; further ones are refused as
     /// overload. At least 1; so are the next two.
     pub calls_max: usize,
@@ -100,6 +103,7 @@ impl Default for Config {
             retained_log_bytes: 32 << 20,
             slow_request: Duration::from_millis(500),
             otlp_endpoint: String::new(),
+            snapshot_rate: 64 << 20,
             calls_max: 4_096,
             waits_max: 16_384,
             streams_max: 16_384,
@@ -127,6 +131,7 @@ pub struct ValidConfig {
     pub(crate) retained_log_bytes: u64,
     pub(crate) slow_request: Duration,
     pub(crate) otlp_endpoint: String,
+    pub(crate) snapshot_rate: u64,
     pub(crate) limits: Limits,
 }
 
@@ -212,6 +217,7 @@ impl Config {
             retained_log_bytes: self.retained_log_bytes,
             slow_request: self.slow_request,
             otlp_endpoint: self.otlp_endpoint,
+            snapshot_rate: self.snapshot_rate,
             limits,
         })
     }
@@ -229,6 +235,10 @@ impl Config {
         }
         if self.retained_log_bytes < 1 << 20 {
             return refuse("--retained-log-bytes", "must be at least 1 MiB (1048576)");
+        }
+        if (1..1 << 20).contains(&self.snapshot_rate) {
+            let why = "must be at least 1 MiB (1048576) a second, or 0 for no limit";
+            return refuse("--snapshot-rate", why);
         }
         Ok(())
     }
@@ -424,6 +434,7 @@ mod tests {
             refusal(|c| c.election_timeout_max = ms(300)).starts_with("--election-timeout-max")
         );
         assert!(refusal(|c| c.retained_log_bytes = 0).starts_with("--retained-log-bytes"));
+        assert!(refusal(|c| c.snapshot_rate = 1_000).starts_with("--snapshot-rate"));
         assert!(refusal(|c| c.calls_max = 0).starts_with("--calls-max"));
         assert!(refusal(|c| c.waits_max = 0).starts_with("--waits-max"));
         assert!(refusal(|c| c.streams_max = 0).starts_with("--streams-max"));

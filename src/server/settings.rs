@@ -62,6 +62,8 @@ pub struct Settings {
     pub slow_request: Option<Duration>,
     /// [`Config::otlp_endpoint`].
     pub otlp_endpoint: Option<String>,
+    /// [`Config::snapshot_rate`].
+    pub snapshot_rate: Option<u64>,
     /// [`Config::calls_max`].
     pub calls_max: Option<usize>,
     /// [`Config::waits_max`].
@@ -108,8 +110,9 @@ impl Settings {
         let upper = self;
         first!(upper, lower; id, data_dir, listen, peer_listen, admin_listen, advertise,
             peer_advertise, bootstrap, initial_cluster, restore, insecure_listen, log_format,
-            log_level, stop_on_stdin_close, heartbeat_interval, election_timeout_min, election_timeout_max,
-            retained_log_bytes, slow_request, otlp_endpoint, calls_max, waits_max, streams_max)
+            log_level, stop_on_stdin_close, heartbeat_interval, election_timeout_min,
+            election_timeout_max, retained_log_bytes, snapshot_rate, slow_request, otlp_endpoint,
+            calls_max, waits_max, streams_max)
     }
 
     /// This layer on top of the defaults.
@@ -118,8 +121,9 @@ impl Settings {
         let (settings, defaults) = (self, Config::default());
         fill!(settings, defaults; id, data_dir, listen, peer_listen, admin_listen, advertise,
             peer_advertise, bootstrap, initial_cluster, restore, insecure_listen, log_format,
-            log_level, stop_on_stdin_close, heartbeat_interval, election_timeout_min, election_timeout_max,
-            retained_log_bytes, slow_request, otlp_endpoint, calls_max, waits_max, streams_max)
+            log_level, stop_on_stdin_close, heartbeat_interval, election_timeout_min,
+            election_timeout_max, retained_log_bytes, snapshot_rate, slow_request, otlp_endpoint,
+            calls_max, waits_max, streams_max)
     }
 }
 

@@ -2,7 +2,10 @@
 
 use quorate::{
     client::Client,
-    pb::lock::v1::{AcquireRequest, DescribeRequest, ReleaseRequest},
+    pb::{
+        cluster::v1::TransferLeadershipRequest,
+        lock::v1::{AcquireRequest, DescribeRequest, ReleaseRequest},
+    },
     testing::Cluster,
 };
 use tokio::time::timeout;
@@ -13,6 +16,7 @@ use crate::{
     eventually,
     failover::same_state,
     load::{Load, events, range},
+    page,
     watches::Watcher,
 };
 
@@ -21,6 +25,9 @@ const SETTINGS: &str = "retained_log_bytes = 1048576\n";
 
 /// What is written while the follower is away: several times what the log keeps.
 const VALUES: usize = 24;
+
+/// What is written after each time that the follower is killed: more than the log keeps.
+const VALUES_AGAIN: usize = 8;
 
 /// What is written while the follower is paused, with its connections intact: beside what the log
 /// keeps also more than the 8 MiB that a leader sends ahead.
@@ -64,27 +71,26 @@ async fn a_follower_killed_again_and_again_while_it_catches_up_gets_there() {
     cluster.kill(away).await;
     write_bulk(&cluster.client(), VALUES).await;
     let leader = cluster.wait_for_leader().await;
-    let sent = |log: &str| log.matches("sending a snapshot").count();
-    let before = sent(&cluster.log(leader));
+    let streams = |log: &str| log.matches("a snapshot's stream begins").count();
     for round in 1..=3 {
+        let before = streams(&cluster.log(leader));
         cluster.restart(away).await;
         // It dies at once when the snapshot is on its way, at whatever point it has reached.
-        eventually("a snapshot to be sent", async || {
-            (sent(&cluster.log(leader)) >= before + round).then_some(())
+        eventually("a snapshot's stream", async || {
+            (streams(&cluster.log(leader)) > before).then_some(())
         })
         .await;
         cluster.kill(away).await;
-        let client = cluster.client();
-        client
-            .kv()
-            .set(format!("bulk/again-{round}"), vec![7; VALUE_BYTES])
-            .await
-            .expect("written");
+        // More than the log keeps: even if it got all of this snapshot, it needs another one.
+        for number in 0..VALUES_AGAIN {
+            let key = format!("bulk/again-{round}-{number}");
+            cluster.client().kv().set(key, vec![7; VALUE_BYTES]).await.expect("written");
+        }
     }
     cluster.restart(away).await;
     cluster.wait_until_ready().await;
     snapshot_installed(&cluster, away).await;
-    assert_eq!(range(&cluster.client_at(away), b"bulk/").await.len(), VALUES + 3);
+    assert_eq!(range(&cluster.client_at(away), b"bulk/").await.len(), VALUES + 3 * VALUES_AGAIN);
     same_state(&cluster).await;
 }
 
@@ -140,6 +146,48 @@ async fn a_paused_follower_that_installs_a_snapshot_keeps_its_readers_and_waiter
     let next = timeout(LIMIT, waiter).await.expect("it is granted").expect("no panic");
     assert!(next.expect("granted").fencing_token > grant.fencing_token);
     same_state(&cluster).await;
+}
+
+/// The stream of a slow snapshot breaks while its receiver stands still, and goes on where it was.
+#[tokio::test]
+async fn a_snapshot_goes_on_after_its_receiver_stood_still() {
+    let settings = format!("{SETTINGS}snapshot_rate = 1048576\n");
+    let mut cluster = Cluster::builder(3).program(PROGRAM).settings(settings).start().await;
+    let away = a_follower(&mut cluster).await;
+    let leader = cluster.wait_for_leader().await;
+    cluster.kill(away).await;
+    write_bulk(&cluster.client(), VALUES).await;
+    let mut load = Load::start(&cluster, 2);
+    cluster.restart(away).await;
+    eventually("some chunks to be kept", async || {
+        (count(&cluster, away, "snapshot_received_chunks") >= Some(4)).then_some(())
+    })
+    .await;
+    cluster.pause(away);
+    eventually("the stream to break", async || {
+        cluster.log(leader).contains("a snapshot's stream broke").then_some(())
+    })
+    .await;
+    cluster.resume(away);
+    cluster.wait_until_ready().await;
+    snapshot_installed(&cluster, away).await;
+    assert!(count(&cluster, leader, "snapshot_resumed") >= Some(1), "it did not start anew");
+    // Who was caught up can lead, too, without a restart.
+    let request = TransferLeadershipRequest { target_id: away };
+    let moved = cluster.client().cluster().transfer_leadership(request).await;
+    assert_eq!(moved.expect("it takes over").leader_id, away);
+    load.progress(20).await;
+    let written = load.stop().await;
+    written.check(&cluster.client_at(away)).await;
+    assert_eq!(range(&cluster.client_at(away), b"bulk/").await.len(), VALUES);
+    same_state(&cluster).await;
+}
+
+/// A counter of a node.
+fn count(cluster: &Cluster, id: u64, name: &str) -> Option<u64> {
+    let (_, text) = page(cluster.admin_address(id), "/metrics")?;
+    let start = format!("quorate_{name}_total ");
+    text.lines().find_map(|line| line.strip_prefix(&start)?.parse().ok())
 }
 
 async fn a_follower(cluster: &mut Cluster) -> u64 {

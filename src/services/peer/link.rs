@@ -8,10 +8,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::{
-    sync::{Notify, Semaphore, mpsc},
-    task::AbortHandle,
-};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::transport::Channel;
 
 use crate::{
@@ -42,7 +39,8 @@ pub(super) struct Link {
     control: Mutex<Option<Channel>>,
     /// Ends the pauses between attempts: the peer was heard of.
     pub(super) nudge: Notify,
-    snapshot: Mutex<Option<AbortHandle>>,
+    /// A permit for the one snapshot that may be on its way to it.
+    snapshot: Arc<Semaphore>,
 }
 
 impl Link {
@@ -55,7 +53,7 @@ impl Link {
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
             control: Mutex::default(),
             nudge: Notify::new(),
-            snapshot: Mutex::default(),
+            snapshot: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -68,11 +66,9 @@ impl Link {
         *lock(&self.control) = channel;
     }
 
-    /// Keeps the newest snapshot transfer; one before it is given up.
-    pub(super) fn replace_snapshot(&self, task: AbortHandle) {
-        if let Some(before) = lock(&self.snapshot).replace(task) {
-            before.abort();
-        }
+    /// The right to send a snapshot, unless one is on its way.
+    pub(super) fn snapshot_turn(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.snapshot).try_acquire_owned().ok()
     }
 }
 

@@ -13,8 +13,10 @@ mod inbound;
 mod inbox;
 mod lanes;
 mod link;
+mod rate;
 mod service;
-mod snapshot;
+mod snapshot_in;
+mod snapshot_out;
 mod transport;
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ use super::{
     inbound::{self, ANSWERS_MAX},
     inbox::Inbox,
     lanes::learn_client_address,
-    snapshot,
+    snapshot_in,
     transport::{CLUSTER_ID_METADATA, Shared},
 };
 
@@ -103,6 +103,7 @@ impl PeerService {
 #[tonic::async_trait]
 impl RaftService for PeerService {
     type AppendEntriesStream = ReceiverStream<Result<AppendEntriesResponse, Status>>;
+    type InstallSnapshotStream = ReceiverStream<Result<InstallSnapshotResponse, Status>>;
     type ForwardStream =
         std::pin::Pin<Box<dyn Stream<Item = Result<ForwardResponse, Status>> + Send>>;
 
@@ -128,10 +129,13 @@ impl RaftService for PeerService {
     async fn install_snapshot(
         &self,
         request: Request<Streaming<InstallSnapshotRequest>>,
-    ) -> Result<Response<InstallSnapshotResponse>, Status> {
+    ) -> Result<Response<Self::InstallSnapshotStream>, Status> {
         let inbox = self.inbox()?;
-        let answer = snapshot::receive(&self.shared, inbox, request.into_inner()).await;
-        Ok(Response::new(answer))
+        let (sender, answers) = mpsc::channel(snapshot_in::ANSWERS_MAX);
+        let shared = Arc::clone(&self.shared);
+        let chunks = request.into_inner();
+        self.shared.tasks.spawn(snapshot_in::receive(shared, inbox, chunks, sender));
+        Ok(Response::new(ReceiverStream::new(answers)))
     }
 
     async fn timeout_now(

@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     node::{Directory, Peer, SnapshotOffer, Transport as _},
+    observe::Metrics,
     pb::{
         cluster::v1::NodeStatus,
         raft::v1::{
@@ -122,11 +123,17 @@ struct Node {
 
 impl Node {
     fn start(directory: Directory, listener: TcpListener) -> Self {
+        Self::start_with(directory, listener, 0)
+    }
+
+    fn start_with(directory: Directory, listener: TcpListener, snapshot_rate: u64) -> Self {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (sender, events) = mpsc::unbounded_channel();
         let recorder = Arc::new(Recorder { events: sender, snapshots: Mutex::default() });
         let incoming_dir = TempDir::new().unwrap();
-        let options = PeerOptions { incoming_dir: incoming_dir.path().to_owned() };
+        let metrics = Metrics::new();
+        let dir = incoming_dir.path().to_owned();
+        let options = PeerOptions { incoming_dir: dir, snapshot_rate, metrics };
         let (id, address) = (directory.node_id, listener.local_addr().unwrap());
         let transport = PeerTransport::new(Arc::new(directory), options);
 

@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use crate::{
     node::{Directory, Handle, SnapshotSource, Transport},
+    observe::Metrics,
     pb::{
         cluster::v1::NodeStatus,
         raft::v1::{
@@ -28,7 +29,7 @@ use crate::{
         },
     },
     raft::Message,
-    types::{ClusterId, Duration, GroupId, NodeId, Rng},
+    types::{ClusterId, Duration, GroupId, Instant, NodeId, Rng},
 };
 
 use super::{
@@ -38,8 +39,9 @@ use super::{
     inbox::{Inbox, NodeInbox},
     lanes::{Lane, LaneTask},
     link::{Link, lock},
+    rate::Bucket,
     service::PeerService,
-    snapshot,
+    snapshot_in, snapshot_out,
 };
 
 /// The metadata of a refusal in which a node names its own cluster.
@@ -57,6 +59,11 @@ pub struct PeerOptions {
     /// Where snapshots are kept while they arrive; made when it is not there. Leftovers of an
     /// earlier process are removed.
     pub incoming_dir: PathBuf,
+    /// How many bytes a second this node sends in snapshots, to all peers together; 0 is without a
+    /// limit.
+    pub snapshot_rate: u64,
+    /// The node's metrics.
+    pub metrics: Metrics,
 }
 
 /// The connections between this node and its peers.
@@ -71,6 +78,9 @@ impl PeerTransport {
     pub fn new(directory: Arc<Directory>, options: PeerOptions) -> Arc<Self> {
         let shared = Shared {
             directory,
+            epoch: Deadline::now(),
+            snapshot_pace: Mutex::new(Bucket::new(options.snapshot_rate)),
+            arrivals: snapshot_in::Arrivals::default(),
             options,
             started: ArcSwapOption::empty(),
             answers: Answers::default(),
@@ -92,7 +102,7 @@ impl PeerTransport {
 
     pub(super) fn start_into(&self, inbox: Arc<dyn Inbox>) {
         let shared = &self.shared;
-        snapshot::remove_leftovers(&shared.options.incoming_dir);
+        snapshot_in::remove_leftovers(&shared.options.incoming_dir);
         let me = shared.directory.node_id;
         let peers = shared.directory.peers();
         let links: BTreeMap<NodeId, Arc<Link>> = peers
@@ -184,7 +194,7 @@ impl Transport for PeerTransport {
     }
 
     fn send_snapshot(&self, to: NodeId, group: GroupId, snapshot: SnapshotSource) {
-        snapshot::start(&self.shared, to, group, snapshot);
+        snapshot_out::start(&self.shared, to, group, snapshot);
     }
 
     fn forward(&self, to: NodeId, request: ForwardRequest) -> bool {
@@ -203,6 +213,11 @@ impl Transport for PeerTransport {
 pub(super) struct Shared {
     pub(super) directory: Arc<Directory>,
     pub(super) options: PeerOptions,
+    epoch: Deadline,
+    /// How fast snapshots go out.
+    snapshot_pace: Mutex<Bucket>,
+    /// The snapshot that is on its way here.
+    pub(super) arrivals: snapshot_in::Arrivals,
     pub(super) started: ArcSwapOption<Started>,
     pub(super) answers: Answers,
     pub(super) votes: Votes,
@@ -231,6 +246,12 @@ impl fmt::Debug for Started {
 impl Shared {
     pub(super) fn link(&self, peer: NodeId) -> Option<Arc<Link>> {
         self.started.load().as_ref()?.links.get(&peer).cloned()
+    }
+
+    /// Pays for a chunk of a snapshot; says how long it must wait before it goes.
+    pub(super) fn pace_snapshot(&self, bytes: usize) -> Duration {
+        let now = Instant::ZERO.after(self.epoch.elapsed());
+        lock(&self.snapshot_pace).take(now, bytes)
     }
 
     /// Checks that a message which should come from `peer` does.
