@@ -1,4 +1,4 @@
-//! `quorate events`: append to streams, read them, subscribe.
+//! `quorate events`: append to streams, read them, subscribe, and let go of what is old.
 //!
 //! Lines of JSON in and out, as `event_lines` lays down; `--raw` and `-o json` give the canonical
 //! mapping of the answers. Markers go to standard error.
@@ -14,12 +14,13 @@ use crate::{
         Error, OutputFormat,
         context::Context,
         event_lines,
+        event_retention::{self, DeleteArgs, LimitsArgs, TrimArgs},
         show::{Markers, Shown, say},
-        table::{Table, printable, time},
+        table::{Cell, Table, printable, time},
     },
     pb::event::v1::{
         AppendRequest, Event, ExpectedState, ListStreamsRequest, ListStreamsResponse, ReadRequest,
-        RecordedEvent, SubscribeRequest, append_request::Expected,
+        RecordedEvent, Stream, SubscribeRequest, append_request::Expected,
     },
 };
 
@@ -54,6 +55,21 @@ pub enum EventsCommand {
     /// List the streams
     #[command(after_help = "Example:\n  quorate events streams")]
     Streams(StreamsArgs),
+    /// Show or set how much a stream keeps
+    #[command(
+        after_help = "Examples:\n  quorate events limits orders --max-age 30d --max-count 1000000\n  quorate events limits orders --max-age none\n  quorate events limits orders\n\nWhat is not named stays as it is; none, or 0, takes a limit away. The oldest events go first,\nalso of those that are there; versions and positions are never given again. A stream's limits\nmay be set before its first event."
+    )]
+    Limits(LimitsArgs),
+    /// Let go of a stream's older events
+    #[command(
+        after_help = "Examples:\n  quorate events trim orders --before 1000\n  quorate events trim orders --before-position 250000\n\nThe event at the version or position that is named stays, and what follows it. Reading below it\nis refused from then on."
+    )]
+    Trim(TrimArgs),
+    /// Let go of all events of a stream, and of its limits
+    #[command(
+        after_help = "Example:\n  quorate events delete orders --expect 1000\n\nAn append makes the stream anew; its versions go on where they were."
+    )]
+    Delete(DeleteArgs),
 }
 
 /// Flags of `events append`.
@@ -117,7 +133,7 @@ pub struct StreamsArgs {
 
 /// What an append expects; `None` expects nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Expect(Option<Expected>);
+pub(super) struct Expect(pub(super) Option<Expected>);
 
 /// Where a subscription begins; `None` is behind the last event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,6 +146,9 @@ impl EventsCommand {
             Self::Read(args) => read(context, args).await,
             Self::Subscribe(args) => subscribe(context, args).await,
             Self::Streams(args) => streams(context, args).await,
+            Self::Limits(args) => event_retention::limits(context, args).await,
+            Self::Trim(args) => event_retention::trim(context, args).await,
+            Self::Delete(args) => event_retention::delete(context, args).await,
         }
     }
 }
@@ -288,21 +307,29 @@ async fn streams(context: &Context, args: StreamsArgs) -> Result<(), Error> {
         }
         request.page_token = page.next_page_token;
     }
-    context.show.answer(&all, |all| {
-        let mut table = Table::new(&["STREAM", "VERSION", "LAST POSITION", "CREATED"]);
-        for stream in &all.streams {
-            table.row([
-                printable(&stream.name).into(),
-                stream.version.into(),
-                stream.last_position.into(),
-                time(stream.create_time.as_ref()).into(),
-            ]);
-        }
-        table.into()
-    })
+    context.show.answer(&all, |all| table(&all.streams).into())
 }
 
-fn parse_expect(text: &str) -> Result<Expect, String> {
+/// Streams as a person reads them.
+pub(super) fn table(streams: &[Stream]) -> Table {
+    let mut table =
+        Table::new(&["STREAM", "VERSION", "FIRST", "LAST POSITION", "BYTES", "CREATED", "LIMITS"]);
+    for stream in streams {
+        let empty = stream.first_version > stream.version;
+        table.row([
+            printable(&stream.name).into(),
+            stream.version.into(),
+            if empty { Cell::from("-") } else { stream.first_version.into() },
+            stream.last_position.into(),
+            stream.bytes.into(),
+            time(stream.create_time.as_ref()).into(),
+            event_retention::describe(stream).into(),
+        ]);
+    }
+    table
+}
+
+pub(super) fn parse_expect(text: &str) -> Result<Expect, String> {
     let state = |state: ExpectedState| Some(Expected::ExpectedState(state.into()));
     Ok(Expect(match text {
         "any" => None,

@@ -38,7 +38,8 @@ named! {
         WatchResponse;
     discovery: RegisterResponse DeregisterResponse ResolveResponse ListServicesResponse
         WatchResponse;
-    event: AppendResponse ReadResponse SubscribeResponse ListStreamsResponse;
+    event: AppendResponse ReadResponse SubscribeResponse ListStreamsResponse
+        DescribeStreamResponse SetStreamLimitsResponse TrimStreamResponse DeleteStreamResponse;
     cluster: StatusResponse StateHashResponse TransferLeadershipResponse SnapshotSummary;
 }
 

@@ -12,6 +12,7 @@ mod completions;
 mod context;
 mod error;
 mod event_lines;
+mod event_retention;
 mod events;
 mod json;
 mod kv;

@@ -10,8 +10,10 @@ use crate::{
         resume::{Outlook, Resume},
     },
     pb::event::v1::{
-        AppendRequest, AppendResponse, ListStreamsRequest, ListStreamsResponse, ReadRequest,
-        ReadResponse, RecordedEvent, SubscribeRequest, SubscribeResponse,
+        AppendRequest, AppendResponse, DeleteStreamRequest, DeleteStreamResponse,
+        DescribeStreamRequest, DescribeStreamResponse, ListStreamsRequest, ListStreamsResponse,
+        ReadRequest, ReadResponse, RecordedEvent, SetStreamLimitsRequest, SetStreamLimitsResponse,
+        SubscribeRequest, SubscribeResponse, TrimStreamRequest, TrimStreamResponse,
         event_service_client::EventServiceClient,
     },
 };
@@ -76,17 +78,66 @@ impl Events {
         self.client.read(request, async |c, q| stub(c).list_streams(q).await).await
     }
 
+    /// Describes a stream, with its limits; a deleted one too.
+    ///
+    /// # Errors
+    /// NOT_FOUND where it never was; UNAVAILABLE or DEADLINE_EXCEEDED where no node answered.
+    pub async fn describe_stream(
+        &self,
+        request: DescribeStreamRequest,
+    ) -> Result<DescribeStreamResponse, Error> {
+        self.client.read(request, async |c, q| stub(c).describe_stream(q).await).await
+    }
+
+    /// Sets how much a stream keeps; a limit that is not set stays as it is, 0 takes it away.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT where nothing is set; DEADLINE_EXCEEDED with an unknown outcome;
+    /// UNAVAILABLE where nothing was proposed.
+    pub async fn set_stream_limits(
+        &self,
+        request: SetStreamLimitsRequest,
+    ) -> Result<SetStreamLimitsResponse, Error> {
+        let call = async |c, q| stub(c).set_stream_limits(q).await;
+        self.client.write(identified(request), call).await
+    }
+
+    /// Lets go of a stream's events before a place.
+    ///
+    /// # Errors
+    /// NOT_FOUND where it does not exist; OUT_OF_RANGE where the place lies behind its next event;
+    /// DEADLINE_EXCEEDED with an unknown outcome; UNAVAILABLE where nothing was proposed.
+    pub async fn trim_stream(
+        &self,
+        request: TrimStreamRequest,
+    ) -> Result<TrimStreamResponse, Error> {
+        self.client.write(identified(request), async |c, q| stub(c).trim_stream(q).await).await
+    }
+
+    /// Lets go of all events of a stream, and of its limits.
+    ///
+    /// # Errors
+    /// NOT_FOUND where it does not exist; ABORTED where it is not as expected; DEADLINE_EXCEEDED
+    /// with an unknown outcome; UNAVAILABLE where nothing was proposed.
+    pub async fn delete_stream(
+        &self,
+        request: DeleteStreamRequest,
+    ) -> Result<DeleteStreamResponse, Error> {
+        self.client.write(identified(request), async |c, q| stub(c).delete_stream(q).await).await
+    }
+
     /// The version of a stream's last event, or the position of the last event of all.
     async fn end_of(&self, stream: &str) -> Result<u64, Error> {
-        let request =
-            ListStreamsRequest { prefix: stream.to_owned(), page_size: 1, ..Default::default() };
-        let answer = self.list_streams(request).await?;
         if stream.is_empty() {
-            return Ok(answer.last_position);
+            let request = ListStreamsRequest { page_size: 1, ..Default::default() };
+            return Ok(self.list_streams(request).await?.last_position);
         }
-        // A name sorts before every longer one that starts with it.
-        let first = answer.streams.into_iter().next().filter(|found| found.name == stream);
-        Ok(first.map_or(0, |found| found.version))
+        let request = DescribeStreamRequest { stream: stream.to_owned(), stale: false };
+        match self.describe_stream(request).await {
+            Ok(answer) => Ok(answer.stream.map_or(0, |stream| stream.version)),
+            Err(error) if error.reason() == "STREAM_NOT_FOUND" => Ok(0),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -126,9 +177,11 @@ impl Resume for SubscribeRequest {
     }
 
     fn advance(&mut self, response: &mut SubscribeResponse) -> Outlook {
-        let passed = (self.stream.is_empty() && response.position > 0)
-            .then(|| response.position + 1)
-            .or_else(|| after(&self.stream, &response.events));
+        // A reader of a stream that reached its end has a place in it, also where nothing is there.
+        let passed = if self.stream.is_empty() { response.position } else { response.version };
+        let reached = passed > 0 || (response.caught_up && !self.stream.is_empty());
+        let passed =
+            reached.then_some(passed + 1).or_else(|| after(&self.stream, &response.events));
         if let Some(next) = passed {
             self.from = self.from.max(next);
         }
@@ -170,7 +223,12 @@ mod tests {
         let mut one = SubscribeRequest { stream: "s".to_owned(), ..Default::default() };
         one.advance(&mut response.clone());
         assert_eq!(one.from, 3);
-        one.advance(&mut SubscribeResponse { caught_up: true, position: 30, ..Default::default() });
-        assert_eq!(one.from, 3, "a marker tells a position, not a version");
+        let marker =
+            SubscribeResponse { caught_up: true, position: 30, version: 2, ..Default::default() };
+        one.advance(&mut marker.clone());
+        assert_eq!(one.from, 3, "of a stream its version counts, not the position");
+        let mut none = SubscribeRequest { stream: "t".to_owned(), ..Default::default() };
+        none.advance(&mut SubscribeResponse { version: 0, ..marker });
+        assert_eq!(none.from, 1, "its first event is waited for, and missed by no reader");
     }
 }

@@ -38,6 +38,9 @@ identified!(
     discovery::v1::RegisterRequest,
     discovery::v1::DeregisterRequest,
     event::v1::AppendRequest,
+    event::v1::SetStreamLimitsRequest,
+    event::v1::TrimStreamRequest,
+    event::v1::DeleteStreamRequest,
     session::v1::OpenSessionRequest,
     session::v1::CloseSessionRequest,
 );

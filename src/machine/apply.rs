@@ -16,7 +16,7 @@ use crate::{
         head::{self, Counters, Head},
         keyspace, lock,
         outcome::{Decision, invalid, refusal},
-        put_stream, restore, session,
+        put_stream, restore, retention, session,
         store::{Store, StoreError},
         timers, tx,
         tx::Tx,
@@ -227,6 +227,9 @@ fn execute(tx: &mut Tx<'_>, origin: &Origin, op: &Op) -> Decision<Option<Outcome
         Op::AdvanceTime(_) => Ok(Ok(Some(Done {}.into()))),
         Op::FoundCluster(request) => done(cluster::found(tx, request)),
         Op::RegisterMember(request) => done(cluster::register_member(tx, request)),
+        Op::SetStreamLimits(request) => done(retention::set_limits(tx, request)),
+        Op::TrimStream(request) => done(retention::trim(tx, request)),
+        Op::DeleteStream(request) => done(retention::delete(tx, request)),
     }
 }
 
@@ -248,6 +251,9 @@ pub(crate) fn request_id(op: &Op) -> &str {
         Op::Register(request) => &request.request_id,
         Op::Deregister(request) => &request.request_id,
         Op::Append(request) => &request.request_id,
+        Op::SetStreamLimits(request) => &request.request_id,
+        Op::TrimStream(request) => &request.request_id,
+        Op::DeleteStream(request) => &request.request_id,
         Op::PutBatch(_)
         | Op::CancelAcquire(_)
         | Op::ExpireSessions(_)

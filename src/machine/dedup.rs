@@ -118,6 +118,9 @@ pub(crate) fn fingerprint(op: &command::Op) -> Fingerprint {
         Op::Register(request) => request.request_id.clear(),
         Op::Deregister(request) => request.request_id.clear(),
         Op::Append(request) => request.request_id.clear(),
+        Op::SetStreamLimits(request) => request.request_id.clear(),
+        Op::TrimStream(request) => request.request_id.clear(),
+        Op::DeleteStream(request) => request.request_id.clear(),
         Op::PutBatch(_)
         | Op::CancelAcquire(_)
         | Op::ExpireSessions(_)

@@ -8,7 +8,7 @@ use crate::{
     pb::{
         command::v1::{FoundCluster, PutBatch, RegisterMember, command::Op},
         discovery::v1::RegisterRequest,
-        event::v1::{AppendRequest, Event},
+        event::v1::{AppendRequest, Event, SetStreamLimitsRequest, StreamLimits},
         kv::v1::StreamedPut,
         lock::v1::AcquireRequest,
         session::v1::OpenSessionRequest,
@@ -46,6 +46,11 @@ fn filled() -> Harness {
     let puts = vec![StreamedPut { key: "k".into(), value: "v".into(), session_id: 0 }];
     let stream_id = b"0123456789abcdef".as_slice().into();
     h.apply(Op::PutBatch(PutBatch { stream_id, first_sequence: 1, puts }));
+    let many = vec![Event { r#type: "T".into(), ..Event::default() }; 36];
+    h.apply(Op::Append(AppendRequest { stream: "t".into(), events: many, ..Default::default() }));
+    let limits = StreamLimits { max_age: seconds(60), max_count: Some(2), max_bytes: Some(900) };
+    let (stream, limits) = ("t".into(), Some(limits));
+    h.apply(Op::SetStreamLimits(SetStreamLimitsRequest { stream, limits, ..Default::default() }));
     h
 }
 

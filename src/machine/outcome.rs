@@ -7,7 +7,9 @@ use crate::{
     pb::{
         command::v1::{Done, Outcome, PutBatchDone, Reason, Refusal, outcome},
         discovery::v1::{DeregisterResponse, RegisterResponse},
-        event::v1::AppendResponse,
+        event::v1::{
+            AppendResponse, DeleteStreamResponse, SetStreamLimitsResponse, TrimStreamResponse,
+        },
         kv::v1::{CompactResponse, DeleteRangeResponse, PutResponse, TxnResponse},
         lock::v1::{AcquireResponse, ReleaseResponse},
         session::v1::{CloseSessionResponse, OpenSessionResponse},
@@ -62,4 +64,7 @@ outcomes! {
     AppendResponse => Append,
     Done => Done,
     PutBatchDone => PutBatch,
+    SetStreamLimitsResponse => SetStreamLimits,
+    TrimStreamResponse => TrimStream,
+    DeleteStreamResponse => DeleteStream,
 }

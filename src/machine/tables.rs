@@ -47,6 +47,8 @@ pub(crate) enum Table {
     StreamEvent = 0x42,
     /// Event ids of a stream (`events.rs`).
     EventId = 0x43,
+    /// `stream` whose events that were let go are still to be swept (`retention.rs`).
+    StreamSweep = 0x44,
     /// `deadline, kind, key`: what falls due.
     Timer = 0x50,
     /// `uuid` -> what came of the request.

@@ -13,7 +13,7 @@ use crate::{
         dedup::RequestId,
         discovery, events, lock,
         outcome::{invalid, refusal},
-        put_stream, session,
+        put_stream, retention, session,
     },
     pb::{
         command::v1::{Reason, Refusal, command::Op},
@@ -73,6 +73,9 @@ pub fn validate(op: &Op) -> Result<(), Refusal> {
         Op::Register(request) => discovery::validate_register(request),
         Op::Deregister(request) => discovery::validate_deregister(request),
         Op::Append(request) => events::validate_append(request),
+        Op::SetStreamLimits(request) => retention::validate_limits(request),
+        Op::TrimStream(request) => retention::validate_trim(request),
+        Op::DeleteStream(request) => retention::validate_delete(request),
         Op::FoundCluster(command) => cluster::validate_found(command),
         Op::RegisterMember(command) => cluster::validate_register(command),
         Op::Compact(_)

@@ -26,4 +26,4 @@ pub use config::{Config, ConfigError, LogFormat, ValidConfig};
 pub use drain::Scope;
 pub use error::Error;
 pub use run::run;
-pub use settings::{Settings, parse_duration};
+pub use settings::{Settings, parse_bytes, parse_duration};

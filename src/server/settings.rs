@@ -152,6 +152,26 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(number * seconds).map_err(|_| refuse())
 }
 
+/// Reads a number of bytes such as `65536`, `64KiB`, `512MiB`, `10GiB` or `2TiB`.
+///
+/// # Errors
+/// A sentence that names the text and the units.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let refuse = || format!("`{text}` is not a number of bytes such as 65536, 64KiB or 10GiB");
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: u64 = number.parse().map_err(|_| refuse())?;
+    let unit = match unit {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        _ => return Err(refuse()),
+    };
+    number.checked_mul(unit).ok_or_else(refuse)
+}
+
 fn duration_text<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Duration>, D::Error> {
     let text = String::deserialize(input)?;
     parse_duration(&text).map(Some).map_err(D::Error::custom)
@@ -181,6 +201,17 @@ mod tests {
     fn a_name_that_is_not_a_setting_is_refused() {
         let error = Settings::from_toml("lissen = \"x\"").expect_err("a misspelt name");
         assert!(error.to_string().contains("lissen"), "{error}");
+    }
+
+    #[test]
+    fn bytes_may_have_units() {
+        assert_eq!(parse_bytes("0"), Ok(0));
+        assert_eq!(parse_bytes("65536"), Ok(65_536));
+        assert_eq!(parse_bytes("64KiB"), Ok(65_536));
+        assert_eq!(parse_bytes("3GiB"), Ok(3 << 30));
+        for wrong in ["", "-1", "MiB", "5 MiB", "5MB", "1.5GiB", "99999999999TiB"] {
+            assert!(parse_bytes(wrong).is_err(), "{wrong} was taken");
+        }
     }
 
     #[test]

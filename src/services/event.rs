@@ -4,14 +4,16 @@ use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    machine::{View, refusal},
+    machine::{StreamBounds, View, refusal},
     node::Handle,
     pb::{
         command::v1::{Reason, command::Op},
         event::v1::{
-            AppendRequest, AppendResponse, ListStreamsRequest, ListStreamsResponse, ReadRequest,
-            ReadResponse, RecordedEvent, SubscribeRequest, SubscribeResponse,
-            event_service_server::EventService,
+            AppendRequest, AppendResponse, DeleteStreamRequest, DeleteStreamResponse,
+            DescribeStreamRequest, DescribeStreamResponse, ListStreamsRequest, ListStreamsResponse,
+            ReadRequest, ReadResponse, RecordedEvent, SetStreamLimitsRequest,
+            SetStreamLimitsResponse, SubscribeRequest, SubscribeResponse, TrimStreamRequest,
+            TrimStreamResponse, event_service_server::EventService,
         },
     },
     services::{
@@ -19,6 +21,7 @@ use crate::{
         gate::Call,
     },
     streaming::{EventPlace, Events, Update, Updates, follow, updates},
+    types::Position,
     wire::status::{from_refusal, from_store_error},
 };
 
@@ -51,19 +54,20 @@ impl EventService for EventStreams {
         let call = Call::of(&mut request);
         let request = request.into_inner();
         let view = self.0.view(request.stale, &call).await?;
-        let exists = request.stream.is_empty()
-            || view
-                .stream_version(&request.stream)
-                .map_err(|error| from_store_error(&error))?
-                .is_some();
-        if !exists {
-            let sentence = format!("nothing was appended to the stream {:?} yet", request.stream);
-            let refusal = refusal(Reason::StreamNotFound, sentence);
-            return Err(from_refusal(refusal.with("stream", &request.stream)));
-        }
-        let end = end(&view, &request.stream)?;
+        let last = if request.stream.is_empty() {
+            head(&view)?.value()
+        } else {
+            let bounds = bounds(&view, &request.stream)?;
+            if !bounds.exists {
+                let sentence = format!("there is no stream {:?}", request.stream);
+                let refusal = refusal(Reason::StreamNotFound, sentence);
+                return Err(from_refusal(refusal.with("stream", &request.stream)));
+            }
+            bounds.start(&request.stream, request.from).map_err(from_refusal)?;
+            bounds.last
+        };
         let node = self.0.node.clone();
-        let produce = move |queue| read_all(node, end, request, queue);
+        let produce = move |queue| read_all(node, last, request, queue);
         Ok(Response::new(updates(self.0.terms(call), produce)))
     }
 
@@ -83,6 +87,7 @@ impl EventService for EventStreams {
             let place = end(&self.0.view(false, &call).await?, &request.stream)?;
             let registered = SubscribeResponse {
                 position: place.position.value(),
+                version: place.version,
                 caught_up: true,
                 ..Default::default()
             };
@@ -105,38 +110,83 @@ impl EventService for EventStreams {
         };
         Ok(Response::new(read(view, streams).await?))
     }
+
+    async fn describe_stream(
+        &self,
+        mut request: Request<DescribeStreamRequest>,
+    ) -> Result<Response<DescribeStreamResponse>, Status> {
+        let call = Call::of(&mut request);
+        let request = request.into_inner();
+        let view = self.0.view(request.stale, &call).await?;
+        let described = view.describe_stream(&request);
+        let described = described.map_err(|error| from_store_error(&error))?;
+        Ok(Response::new(described.map_err(from_refusal)?))
+    }
+
+    async fn set_stream_limits(
+        &self,
+        mut request: Request<SetStreamLimitsRequest>,
+    ) -> Result<Response<SetStreamLimitsResponse>, Status> {
+        let call = Call::of(&mut request);
+        let op = Op::SetStreamLimits(request.into_inner());
+        expect_result!(self.0.change(op, &call).await?, SetStreamLimits)
+    }
+
+    async fn trim_stream(
+        &self,
+        mut request: Request<TrimStreamRequest>,
+    ) -> Result<Response<TrimStreamResponse>, Status> {
+        let call = Call::of(&mut request);
+        let op = Op::TrimStream(request.into_inner());
+        expect_result!(self.0.change(op, &call).await?, TrimStream)
+    }
+
+    async fn delete_stream(
+        &self,
+        mut request: Request<DeleteStreamRequest>,
+    ) -> Result<Response<DeleteStreamResponse>, Status> {
+        let call = Call::of(&mut request);
+        let op = Op::DeleteStream(request.into_inner());
+        expect_result!(self.0.change(op, &call).await?, DeleteStream)
+    }
 }
 
-/// Reads events to an end, no faster than they are taken. Each page has a view of its own: events
-/// never change, and a reader that stops taking must not hold on to the state.
+/// Reads events up to the last one of before, no faster than they are taken. Each page has a view
+/// of its own: events never change, and a reader that stops taking must not hold on to the state.
+/// What was let go meanwhile ends the read of a stream.
 async fn read_all(
     node: Handle,
-    end: EventPlace,
+    last: u64,
     request: ReadRequest,
     queue: mpsc::Sender<ReadResponse>,
 ) -> Result<(), Status> {
     let ReadRequest { stream, mut from, limit, .. } = request;
-    from = from.max(1);
-    let last = if stream.is_empty() { end.position.value() } else { end.version };
-    let mut left = (last + 1).saturating_sub(from);
-    if limit != 0 {
-        left = left.min(limit);
-    }
-    while left > 0 {
+    let mut left = if limit == 0 { u64::MAX } else { limit };
+    while left > 0 && from <= last {
         let Ok(room) = queue.reserve().await else { return Ok(()) };
         let count_max =
             usize::try_from(left).map_or(READ_EVENTS_MAX, |left| left.min(READ_EVENTS_MAX));
         let (of, start) = (stream.clone(), from);
-        let events = read(node.view(), move |view| {
-            view.events(&of, start, count_max, READ_BYTES).map_err(|error| from_store_error(&error))
-        })
-        .await?;
-        let Some(last) = events.last() else { break };
-        from = order_in(&stream, last) + 1;
+        let mut events = read(node.view(), move |view| page(view, &of, start, count_max)).await?;
+        events.retain(|event| order_in(&stream, event) <= last);
+        let Some(newest) = events.last() else { break };
+        from = order_in(&stream, newest) + 1;
         left = left.saturating_sub(events.len() as u64);
         room.send(ReadResponse { events });
     }
     Ok(())
+}
+
+fn page(
+    view: &View,
+    stream: &str,
+    mut from: u64,
+    count_max: usize,
+) -> Result<Vec<RecordedEvent>, Status> {
+    if !stream.is_empty() {
+        from = bounds(view, stream)?.start(stream, from).map_err(from_refusal)?;
+    }
+    view.events(stream, from, count_max, READ_BYTES).map_err(|error| from_store_error(&error))
 }
 
 /// An event's number in what is read: a stream, or all.
@@ -146,13 +196,16 @@ const fn order_in(stream: &str, event: &RecordedEvent) -> u64 {
 
 /// The place after all that is there.
 fn end(view: &View, stream: &str) -> Result<EventPlace, Status> {
-    let head = view.head().map_err(|error| from_store_error(&error))?;
-    let version = if stream.is_empty() {
-        None
-    } else {
-        view.stream_version(stream).map_err(|error| from_store_error(&error))?
-    };
-    Ok(EventPlace { position: head.position, version: version.unwrap_or_default() })
+    let version = if stream.is_empty() { 0 } else { bounds(view, stream)?.last };
+    Ok(EventPlace { position: head(view)?, version, at_first: false })
+}
+
+fn head(view: &View) -> Result<Position, Status> {
+    Ok(view.head().map_err(|error| from_store_error(&error))?.position)
+}
+
+fn bounds(view: &View, stream: &str) -> Result<StreamBounds, Status> {
+    view.stream_bounds(stream).map_err(|error| from_store_error(&error))
 }
 
 fn subscribe_response(update: Update<Events>) -> SubscribeResponse {
@@ -161,5 +214,6 @@ fn subscribe_response(update: Update<Events>) -> SubscribeResponse {
         position: update.place.position.value(),
         caught_up: update.caught_up,
         fell_behind: update.fell_behind,
+        version: update.place.version,
     }
 }

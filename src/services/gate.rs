@@ -81,7 +81,7 @@ impl Kind {
             (
                 _,
                 "Range" | "Describe" | "List" | "Resolve" | "ListServices" | "ListStreams"
-                | "Status" | "StateHash",
+                | "DescribeStream" | "Status" | "StateHash",
             ) => Self::Read,
             _ => Self::Change,
         }

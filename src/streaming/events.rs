@@ -1,6 +1,8 @@
 //! The events of one stream or of all, as a source.
 //!
-//! History is read by the stream's versions, live by positions; a place holds both.
+//! History is read by the stream's versions, live by positions; a place holds both. A stream that
+//! was trimmed beyond a reader's place ends the reader with a refusal; in the order of all streams
+//! the jump of positions tells what was let go.
 
 use std::sync::Arc;
 
@@ -14,7 +16,7 @@ use crate::{
     pb::event::v1::RecordedEvent,
     streaming::cursor::{Cursor, Piece, Source},
     types::Position,
-    wire::status::from_store_error,
+    wire::status::{from_refusal, from_store_error},
 };
 
 /// How many events one step of history reads at most.
@@ -34,8 +36,11 @@ const LIVE_BATCHES_MAX: usize = 64;
 pub struct EventPlace {
     /// The last position that was delivered or passed over.
     pub position: Position,
-    /// The last version of the stream that was delivered; unused for all streams.
+    /// The last version of the stream that was delivered or lay before the start; unused for all
+    /// streams.
     pub version: u64,
+    /// Whether it begins with whatever is the first event that is kept.
+    pub at_first: bool,
 }
 
 /// The events of one stream, or of all.
@@ -53,15 +58,15 @@ impl Events {
         Self { node, stream: stream.into() }
     }
 
-    /// A cursor that starts with a version (of a stream) or position (of all); 0 and 1 are the
-    /// start.
+    /// A cursor that starts with a version (of a stream) or position (of all); 0 is the first that
+    /// is kept.
     #[must_use]
     pub fn starting_at(self, from: u64) -> Cursor<Self> {
         let before = from.saturating_sub(1);
         let after = if self.stream.is_empty() {
-            EventPlace { position: Position::new(before), version: 0 }
+            EventPlace { position: Position::new(before), ..EventPlace::default() }
         } else {
-            EventPlace { position: Position::ZERO, version: before }
+            EventPlace { position: Position::ZERO, version: before, at_first: from == 0 }
         };
         let (head, metrics) = (self.node.feed().subscribe(), self.node.metrics().clone());
         Cursor::catching_up(self, head, after).measured(&metrics)
@@ -74,22 +79,47 @@ impl Events {
         Cursor::caught_up(self, head, after).measured(&metrics)
     }
 
-    fn read(&self, view: &View, after: EventPlace) -> Result<Piece<Self>, StoreError> {
-        let head = view.head()?.position;
-        let from = if self.stream.is_empty() { after.position.value() } else { after.version } + 1;
-        let items = view.events(&self.stream, from, HISTORY_EVENTS_MAX, HISTORY_BYTES)?;
-        let Some(last) = items.last() else {
-            let place = EventPlace { position: head.max(after.position), ..after };
-            return Ok(Piece { items, place, more: false });
-        };
-        let (position, version) = (Position::new(last.position), last.version);
-        let more = if self.stream.is_empty() {
-            position < head
-        } else {
-            view.stream_version(&self.stream)?.is_some_and(|newest| version < newest)
-        };
-        let position = if more { position } else { head.max(position) };
-        Ok(Piece { items, place: EventPlace { position, version }, more })
+    /// The next piece of one stream.
+    fn read_stream(&self, view: &View, mut after: EventPlace) -> Result<Piece<Self>, Status> {
+        let failed = |error: StoreError| from_store_error(&error);
+        let bounds = view.stream_bounds(&self.stream).map_err(failed)?;
+        let from = if core::mem::take(&mut after.at_first) { 0 } else { after.version + 1 };
+        let from = bounds.start(&self.stream, from).map_err(from_refusal)?;
+        after.version = from - 1;
+        let items =
+            view.events(&self.stream, from, HISTORY_EVENTS_MAX, HISTORY_BYTES).map_err(failed)?;
+        let place = items.last().map_or(after, |last| EventPlace {
+            position: Position::new(last.position),
+            version: last.version,
+            ..after
+        });
+        let more = !items.is_empty() && place.version < bounds.last;
+        self.piece(view, items, place, more).map_err(failed)
+    }
+
+    /// The next piece of all streams.
+    fn read_all(&self, view: &View, after: EventPlace) -> Result<Piece<Self>, StoreError> {
+        let from = after.position.value() + 1;
+        let items = view.events("", from, HISTORY_EVENTS_MAX, HISTORY_BYTES)?;
+        let place = items
+            .last()
+            .map_or(after, |last| EventPlace { position: Position::new(last.position), ..after });
+        let more = !items.is_empty() && place.position < view.head()?.position;
+        self.piece(view, items, place, more)
+    }
+
+    /// Without more everything up to the view's head is delivered or passed over.
+    fn piece(
+        &self,
+        view: &View,
+        items: Vec<RecordedEvent>,
+        mut place: EventPlace,
+        more: bool,
+    ) -> Result<Piece<Self>, StoreError> {
+        if !more {
+            place.position = place.position.max(view.head()?.position);
+        }
+        Ok(Piece { items, place, more })
     }
 }
 
@@ -104,7 +134,11 @@ impl Source for Events {
     }
 
     fn history(&self, after: EventPlace) -> Result<Piece<Self>, Status> {
-        self.read(&self.node.view(), after).map_err(|error| from_store_error(&error))
+        let view = self.node.view();
+        if self.stream.is_empty() {
+            return self.read_all(&view, after).map_err(|error| from_store_error(&error));
+        }
+        self.read_stream(&view, after)
     }
 
     fn live(&self, after: EventPlace) -> Option<Piece<Self>> {
@@ -183,7 +217,7 @@ mod tests {
         version: u64,
         bytes_max: usize,
     ) -> (Vec<u64>, u64, bool) {
-        let after = EventPlace { position: Position::new(position), version };
+        let after = EventPlace { position: Position::new(position), version, at_first: false };
         let (items, place, more) = gather(&batches(), stream, after, bytes_max);
         (items.iter().map(|event| event.position).collect(), place.position.value(), more)
     }

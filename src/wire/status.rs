@@ -35,7 +35,7 @@ pub const fn code(reason: Reason) -> Code {
         Reason::InvalidArgument | Reason::RequestIdReused | Reason::TooLarge => {
             Code::InvalidArgument
         }
-        Reason::Compacted | Reason::FutureRevision => Code::OutOfRange,
+        Reason::Compacted | Reason::FutureRevision | Reason::Trimmed => Code::OutOfRange,
         Reason::SessionNotFound | Reason::InstanceNotFound | Reason::StreamNotFound => {
             Code::NotFound
         }
@@ -50,7 +50,7 @@ pub const fn code(reason: Reason) -> Code {
         Reason::WrongExpectedVersion | Reason::TransferAborted => Code::Aborted,
         Reason::EventIdExists => Code::AlreadyExists,
         Reason::NotLeader | Reason::NoQuorum | Reason::Draining => Code::Unavailable,
-        Reason::Overloaded => Code::ResourceExhausted,
+        Reason::Overloaded | Reason::NoSpace => Code::ResourceExhausted,
         Reason::DeadlineExceeded => Code::DeadlineExceeded,
         Reason::OutcomeUnknown | Reason::Unspecified => Code::Unknown,
     }
@@ -66,6 +66,8 @@ pub const fn retry_delay(reason: Reason) -> Option<Duration> {
         Reason::NotLeader => Some(Duration::from_millis(100)),
         Reason::Overloaded => Some(Duration::from_millis(200)),
         Reason::NoQuorum => Some(Duration::from_millis(500)),
+        // Somebody has to make room first.
+        Reason::NoSpace => Some(Duration::from_secs(5)),
         _ => None,
     }
 }
@@ -150,7 +152,7 @@ mod tests {
 
     #[test]
     fn every_reason_goes_to_its_code_and_comes_back() {
-        assert_eq!(reasons().count(), 25, "a new reason needs its place in the table and the page");
+        assert_eq!(reasons().count(), 27, "a new reason needs its place in the table and the page");
         for reason in reasons() {
             let sent = refusal(reason, "no").with("leader_id", 3);
             let status = from_refusal(sent.clone());

@@ -11,6 +11,7 @@ mod observability;
 mod overload;
 mod quorum;
 mod refusals;
+mod retention;
 mod speech;
 mod watching;
 

@@ -24,7 +24,7 @@ use tonic::{
 use tonic_types::{ErrorInfo, StatusExt as _};
 
 /// Reasons that ask to try again soon, and therefore say when.
-const PASSING: [&str; 4] = ["NOT_LEADER", "NO_QUORUM", "DRAINING", "OVERLOADED"];
+const PASSING: [&str; 5] = ["NOT_LEADER", "NO_QUORUM", "DRAINING", "OVERLOADED", "NO_SPACE"];
 
 /// One node.
 #[derive(Clone, Debug)]

@@ -14,7 +14,10 @@ use crate::{
     pb::{
         command::v1::{Command, ExpireSessions, ExpiredSession, Origin, command::Op},
         discovery::v1::RegisterRequest,
-        event::v1::{AppendRequest, Event},
+        event::v1::{
+            AppendRequest, DeleteStreamRequest, Event, SetStreamLimitsRequest, StreamLimits,
+            TrimStreamRequest, trim_stream_request::Before,
+        },
         kv::v1::{CompactRequest, PutRequest},
         lock::v1::{AcquireRequest, ReleaseRequest},
         session::v1::{CloseSessionRequest, OpenSessionRequest},
@@ -38,6 +41,39 @@ fn command() -> impl Strategy<Value = Op> {
             ..PutRequest::default()
         })),
         typed(),
+        retention(),
+    ]
+}
+
+/// What makes streams let go.
+fn retention() -> impl Strategy<Value = Op> {
+    let stream = prop::sample::select(vec!["x", "y"]).prop_map(str::to_owned);
+    prop_oneof![
+        (stream.clone(), 1..90_usize).prop_map(|(stream, count)| Op::Append(AppendRequest {
+            stream,
+            events: vec![Event { r#type: "t".into(), ..Event::default() }; count],
+            ..AppendRequest::default()
+        })),
+        (stream.clone(), 0..5_i64, 0..50_u64, 0..2_000_u64).prop_map(
+            |(stream, age, count, bytes)| {
+                let max_age = Some(prost_types::Duration { seconds: age, nanos: 0 });
+                let (max_count, max_bytes) = (Some(count), Some(bytes));
+                let limits = Some(StreamLimits { max_age, max_count, max_bytes });
+                let request_id = String::new();
+                Op::SetStreamLimits(SetStreamLimitsRequest { stream, limits, request_id })
+            }
+        ),
+        (stream.clone(), 1..200_u64).prop_map(|(stream, version)| Op::TrimStream(
+            TrimStreamRequest {
+                stream,
+                before: Some(Before::BeforeVersion(version)),
+                ..TrimStreamRequest::default()
+            }
+        )),
+        stream.prop_map(|stream| Op::DeleteStream(DeleteStreamRequest {
+            stream,
+            ..DeleteStreamRequest::default()
+        })),
     ]
 }
 

@@ -87,8 +87,10 @@ fn positions_are_dense_over_streams_and_versions_in_each() {
         view.events("a", 2, 9, usize::MAX).unwrap().iter().map(|e| e.position).collect();
     assert_eq!(of_a, [2, 4]);
     assert!(view.events("nothing", 0, 9, usize::MAX).unwrap().is_empty());
-    assert_eq!(view.stream_version("a").unwrap(), Some(3));
-    assert_eq!(view.stream_version("nothing").unwrap(), None);
+    let bounds = |stream| view.stream_bounds(stream).unwrap();
+    assert_eq!((bounds("a").first, bounds("a").last, bounds("a").exists), (1, 3, true));
+    let nothing = bounds("nothing");
+    assert_eq!((nothing.first, nothing.last, nothing.exists), (1, 0, false));
 }
 
 #[test]
