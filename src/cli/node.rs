@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 
 use crate::{
     cli::Error,
-    server::{self, Config, LogFormat, Settings, parse_duration},
+    server::{self, Config, LogFormat, Settings, parse_bytes, parse_duration},
     types::Duration,
 };
 
@@ -85,6 +85,10 @@ pub struct NodeArgs {
     /// How many bytes a second go out in snapshots; 0 is without a limit [default: 67108864]
     #[arg(long, value_name = "BYTES", env = "QUORATE_SNAPSHOT_RATE", hide_env_values = true)]
     snapshot_rate: Option<u64>,
+    /// How much must be free on the disk for writes to be taken; 0 watches nothing [default: 256MiB]
+    #[arg(long, value_name = "BYTES", env = "QUORATE_MIN_FREE_DISK", hide_env_values = true)]
+    #[arg(value_parser = parse_bytes)]
+    min_free_disk: Option<u64>,
     /// How many reads and changes may be open at once; more are refused [default: 4096]
     #[arg(long, value_name = "N", env = "QUORATE_CALLS_MAX", hide_env_values = true)]
     calls_max: Option<usize>,
@@ -153,6 +157,7 @@ impl NodeArgs {
             slow_request: self.slow_request,
             otlp_endpoint: self.otlp_endpoint,
             snapshot_rate: self.snapshot_rate,
+            min_free_disk: self.min_free_disk,
             calls_max: self.calls_max,
             waits_max: self.waits_max,
             streams_max: self.streams_max,

@@ -10,7 +10,7 @@ use crate::{
         show::say,
         table::{Cell, Paint, Table, id, optional},
     },
-    pb::cluster::v1::{NodeStatus, Role, StatusRequest, StatusResponse},
+    pb::cluster::v1::{Alarm, NodeStatus, Role, StatusRequest, StatusResponse},
     types::Duration,
 };
 
@@ -98,7 +98,9 @@ fn role(node: &NodeStatus) -> Cell {
         Role::Unspecified => ("unknown", Paint::Bad),
     };
     let draining = if node.draining { ", draining" } else { "" };
-    Cell::painted(format!("{text}{draining}"), paint)
+    let short = node.alarms.contains(&Alarm::NoSpace.into());
+    let (space, paint) = if short { (", no space", Paint::Bad) } else { ("", paint) };
+    Cell::painted(format!("{text}{draining}{space}"), paint)
 }
 
 #[cfg(test)]

@@ -48,6 +48,15 @@ pub trait Store: Reader + fmt::Debug + 'static {
     /// # Errors
     /// Where the store cannot be synced.
     fn persist(&self) -> Result<(), StoreError>;
+
+    /// How many bytes of what the store takes on disk it will fill again before it takes more. May
+    /// read much of it: for rare use.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    fn reusable_bytes(&self) -> Result<u64, StoreError> {
+        Ok(0)
+    }
 }
 
 /// Changes that happen together. A later change of a key replaces an earlier one.

@@ -41,6 +41,7 @@ impl Handle {
         op: command::Op,
         deadline: Option<Deadline>,
     ) -> Result<Outcome, Refusal> {
+        self.shared.space.admit(&op)?;
         let open =
             Open::begin(&self.shared, &self.shared.open_calls, self.shared.tuning.calls_max)?;
         let kind = CallKind::Propose { command: self.encode(open.sequence, op), lock: None };
@@ -63,7 +64,9 @@ impl Handle {
         let mut open =
             Open::begin(&self.shared, &self.shared.waiters, self.shared.tuning.waiters_max)?;
         let lock = Some(request.name.clone());
-        let command = self.encode(open.sequence, command::Op::Acquire(request));
+        let op = command::Op::Acquire(request);
+        self.shared.space.admit(&op)?;
+        let command = self.encode(open.sequence, op);
         open.lock.clone_from(&lock);
         match open.call(CallKind::Propose { command, lock }, deadline).await? {
             Settled::Outcome(Outcome { result: Some(outcome::Result::Acquire(grant)) }) => {

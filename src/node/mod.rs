@@ -19,6 +19,7 @@ mod proposal;
 mod replica;
 mod restore;
 mod shared;
+mod space;
 mod start;
 mod transport;
 mod tuning;

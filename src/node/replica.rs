@@ -6,6 +6,7 @@
 
 mod duties;
 mod routing;
+mod space;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,7 @@ use crate::{
         calls::{Call, Calls, Reply},
         lessor::Lessor,
         places::Sent,
+        space::Shortage,
     },
     pb::raft::v1::{ForwardRequest, ForwardResponse},
     raft::{
@@ -26,7 +28,7 @@ use crate::{
     types::{Duration, Instant, LogIndex, LogTime, NodeId, SessionId, Term},
 };
 
-use self::{duties::LogKeeper, routing::Route};
+use self::{duties::LogKeeper, routing::Route, space::Shortages};
 
 /// How a replica behaves; the consensus core's own knobs lie beside these.
 #[derive(Clone, Debug)]
@@ -77,6 +79,8 @@ pub(crate) enum Event {
     StatePersisted { index: LogIndex },
     /// The disk makes no progress, or does again.
     DiskStalled(bool),
+    /// This node's disk is short of room, each second again, or is no longer.
+    Space(Option<Shortage>),
 }
 
 /// A snapshot that replaced the state.
@@ -185,6 +189,7 @@ pub(crate) struct Replica {
     introduced_at: Instant,
     /// Calls that could not be passed on are tried again from here on.
     retry_at: Instant,
+    shortages: Shortages,
     woken_at: Instant,
 }
 
@@ -218,6 +223,7 @@ impl Replica {
             registered: recovered.registered,
             introduced_at: Instant::ZERO,
             retry_at: Instant::FAR,
+            shortages: Shortages::default(),
             woken_at: now,
             config,
         }
@@ -295,6 +301,7 @@ impl Replica {
             Event::Applied(report) => self.applied(now, report, jobs),
             Event::StatePersisted { index } => self.state_persisted(now, index, jobs),
             Event::DiskStalled(stalled) => self.step(now, Input::DiskStalled(stalled), jobs),
+            Event::Space(own) => self.space_seen(own, jobs),
         }
     }
 

@@ -14,10 +14,10 @@ use crate::{
     machine::{View, store::Store},
     node::{
         Directory, Feed, Tuning, applier::ApplierJob, clock::Clock, pending::Pending,
-        places::Places, replica::Event,
+        places::Places, replica::Event, space::Seen,
     },
     observe::Metrics,
-    pb::cluster::v1::{NodeStatus, Role},
+    pb::cluster::v1::{Alarm, NodeStatus, Role},
     raft::{HardMark, LogMark, RoleKind, Status},
     storage::DataDir,
 };
@@ -55,6 +55,7 @@ pub(crate) struct Shared {
     pub(crate) open_calls: AtomicUsize,
     pub(crate) waiters: AtomicUsize,
     pub(crate) draining: AtomicBool,
+    pub(crate) space: Seen,
     /// Held while a received snapshot becomes the state.
     pub(crate) installing: tokio::sync::Mutex<()>,
     pub(crate) status: Mutex<Status>,
@@ -137,6 +138,9 @@ impl Shared {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             error: String::new(),
             draining: self.draining.load(Ordering::Relaxed),
+            disk_free_bytes: self.space.free(),
+            disk_min_free_bytes: self.tuning.min_free_disk,
+            alarms: self.space.shortage().map(|_| Alarm::NoSpace.into()).into_iter().collect(),
         }
     }
 }

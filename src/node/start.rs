@@ -27,6 +27,7 @@ use crate::{
         replica::{Recovered, Replica, ReplicaConfig},
         restore::open_state,
         shared::{DriverInput, Shared},
+        space,
         wal_writer::{self, WalJobs},
     },
     observe::Metrics,
@@ -95,6 +96,8 @@ pub struct Running {
     handle: Handle,
     fatal: watch::Receiver<Option<String>>,
     threads: Vec<JoinHandle<()>>,
+    /// Its end stops the guard of the disk's room.
+    guard: Option<mpsc::Sender<()>>,
 }
 
 impl Drop for Running {
@@ -124,6 +127,7 @@ impl Running {
     pub async fn stop(mut self) {
         let shared = Arc::clone(&self.handle.shared);
         let threads = core::mem::take(&mut self.threads);
+        drop(self.guard.take());
         let stop = move || {
             // A driver that is gone already is stopped.
             let _ = shared.driver.send(DriverInput::Stop);
@@ -182,6 +186,7 @@ pub fn start(options: NodeOptions) -> Result<Running, Error> {
         open_calls: AtomicUsize::new(0),
         waiters: AtomicUsize::new(0),
         draining: AtomicBool::new(false),
+        space: space::Seen::default(),
         installing: tokio::sync::Mutex::default(),
         status: Mutex::new(no_status()),
         status_changes: watch::Sender::new(NodeStatus::default()),
@@ -214,14 +219,16 @@ pub fn start(options: NodeOptions) -> Result<Running, Error> {
     let applier = Applier { machine, config, shared: Arc::clone(&shared), transport };
 
     let id = shared.directory.node_id;
-    let writer = Arc::clone(&shared);
+    let (writer, watched) = (Arc::clone(&shared), Arc::clone(&shared));
+    let (guard, stop) = mpsc::channel();
     let threads = vec![
         thread(&shared, format!("driver-{id}"), move || driver.run(&inputs))?,
         thread(&shared, format!("wal-{id}"), move || wal_writer::run(wal, &wal_inputs, &writer))?,
         thread(&shared, format!("applier-{id}"), move || applier.run(&applier_jobs))?,
+        thread(&shared, format!("space-{id}"), move || space::run(&watched, &stop))?,
     ];
     let fatal = shared.fatal.subscribe();
-    Ok(Running { handle: Handle { shared }, fatal, threads })
+    Ok(Running { handle: Handle { shared }, fatal, threads, guard: Some(guard) })
 }
 
 /// Joins what the log and the state say. A state beyond the log, or one that the log contradicts,

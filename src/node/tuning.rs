@@ -26,6 +26,9 @@ pub struct Tuning {
     pub retained_revisions: u64,
     /// The size of one segment of the log on disk, in bytes.
     pub segment_bytes: u64,
+    /// How many bytes must be free in the file system of the data directory for the cluster to take
+    /// in what grows; 0 watches nothing.
+    pub min_free_disk: u64,
 }
 
 impl Default for Tuning {
@@ -41,6 +44,7 @@ impl Default for Tuning {
             disk_stall_timeout: Duration::from_secs(2),
             retained_revisions: 100_000,
             segment_bytes: 16 << 20,
+            min_free_disk: 256 << 20,
         }
     }
 }

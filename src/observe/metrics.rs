@@ -69,6 +69,8 @@ struct Inner {
     fell_behind: Counter,
     forwards: Counter,
     snapshots: Snapshots,
+    /// Free, needed, short.
+    disk: [Gauge; 3],
 }
 
 /// Where work waits inside a node.
@@ -168,6 +170,7 @@ impl Metrics {
             fell_behind: Counter::default(),
             forwards: Counter::default(),
             snapshots: Snapshots::default(),
+            disk: Default::default(),
         };
         for reason in REASONS.map(reason_label) {
             drop(inner.elections.get_or_create(&reason));
@@ -178,6 +181,7 @@ impl Metrics {
         inner.register_stages();
         inner.register_raft();
         inner.register("queue_depth", "What waits in a queue of this node", &queues);
+        inner.register_disk();
         inner.register_requests();
         inner.register_streams();
         inner.process.register_collector(Box::new(Process));
@@ -259,6 +263,15 @@ impl Metrics {
         self.inner.commit_index.set(clamp(commit.value()));
         self.inner.applied_index.set(clamp(applied.value()));
         self.set_queue(Queue::Apply, commit.value().saturating_sub(applied.value()));
+    }
+
+    /// Sets how many bytes are free in the file system of the data directory, how many must be, and
+    /// whether that is too little.
+    pub fn set_disk_space(&self, free: u64, needed: u64, short: bool) {
+        let values = [clamp(free), clamp(needed), i64::from(short)];
+        for (gauge, value) in self.inner.disk.iter().zip(values) {
+            gauge.set(value);
+        }
     }
 
     /// Counts that this node saw another leader than before.
@@ -450,6 +463,17 @@ impl Inner {
             "How often this node stood for election, and why",
             &elections,
         );
+    }
+
+    fn register_disk(&mut self) {
+        let names = [
+            ("disk_free_bytes", "What is free in the file system of the data directory"),
+            ("disk_min_free_bytes", "What must be free there; 0 watches nothing"),
+            ("disk_short", "Whether too little is free there: 1 refuses what grows"),
+        ];
+        for ((name, help), gauge) in names.into_iter().zip(self.disk.clone()) {
+            self.registry.register(name, help, gauge);
+        }
     }
 
     fn register_requests(&mut self) {

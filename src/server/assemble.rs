@@ -199,6 +199,7 @@ fn open(
             election_timeout_min: config.election_timeout_min,
             election_timeout_max: config.election_timeout_max,
             retained_log_bytes: config.retained_log_bytes,
+            min_free_disk: config.min_free_disk,
             calls_max: config.limits.calls_max,
             waiters_max: config.limits.waits_max,
             ..Tuning::default()

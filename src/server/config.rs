@@ -71,6 +71,9 @@ pub struct Config {
     /// How many bytes a second this node sends in snapshots, to all peers together; at least 1 MiB,
     /// or 0 for no limit.
     pub snapshot_rate: u64,
+    /// How many bytes must be free in the file system of the data directory for the cluster to take
+    /// in what grows; 0 watches nothing.
+    pub min_free_disk: u64,
     /// How many reads and changes may be open at this node at once; further ones are refused as
     /// overload. At least 1; so are the next two.
     pub calls_max: usize,
@@ -104,6 +107,7 @@ impl Default for Config {
             slow_request: Duration::from_millis(500),
             otlp_endpoint: String::new(),
             snapshot_rate: 64 << 20,
+            min_free_disk: 256 << 20,
             calls_max: 4_096,
             waits_max: 16_384,
             streams_max: 16_384,
@@ -132,6 +136,7 @@ pub struct ValidConfig {
     pub(crate) slow_request: Duration,
     pub(crate) otlp_endpoint: String,
     pub(crate) snapshot_rate: u64,
+    pub(crate) min_free_disk: u64,
     pub(crate) limits: Limits,
 }
 
@@ -218,6 +223,7 @@ impl Config {
             slow_request: self.slow_request,
             otlp_endpoint: self.otlp_endpoint,
             snapshot_rate: self.snapshot_rate,
+            min_free_disk: self.min_free_disk,
             limits,
         })
     }

@@ -64,6 +64,9 @@ pub struct Settings {
     pub otlp_endpoint: Option<String>,
     /// [`Config::snapshot_rate`].
     pub snapshot_rate: Option<u64>,
+    /// [`Config::min_free_disk`]: a number of bytes, or a text such as `256MiB`.
+    #[serde(deserialize_with = "bytes_text")]
+    pub min_free_disk: Option<u64>,
     /// [`Config::calls_max`].
     pub calls_max: Option<usize>,
     /// [`Config::waits_max`].
@@ -111,8 +114,8 @@ impl Settings {
         first!(upper, lower; id, data_dir, listen, peer_listen, admin_listen, advertise,
             peer_advertise, bootstrap, initial_cluster, restore, insecure_listen, log_format,
             log_level, stop_on_stdin_close, heartbeat_interval, election_timeout_min,
-            election_timeout_max, retained_log_bytes, snapshot_rate, slow_request, otlp_endpoint,
-            calls_max, waits_max, streams_max)
+            election_timeout_max, retained_log_bytes, min_free_disk, snapshot_rate, slow_request,
+            otlp_endpoint, calls_max, waits_max, streams_max)
     }
 
     /// This layer on top of the defaults.
@@ -122,8 +125,8 @@ impl Settings {
         fill!(settings, defaults; id, data_dir, listen, peer_listen, admin_listen, advertise,
             peer_advertise, bootstrap, initial_cluster, restore, insecure_listen, log_format,
             log_level, stop_on_stdin_close, heartbeat_interval, election_timeout_min,
-            election_timeout_max, retained_log_bytes, snapshot_rate, slow_request, otlp_endpoint,
-            calls_max, waits_max, streams_max)
+            election_timeout_max, retained_log_bytes, min_free_disk, snapshot_rate, slow_request,
+            otlp_endpoint, calls_max, waits_max, streams_max)
     }
 }
 
@@ -172,6 +175,19 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     number.checked_mul(unit).ok_or_else(refuse)
 }
 
+fn bytes_text<'de, D: Deserializer<'de>>(input: D) -> Result<Option<u64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Bytes {
+        Number(u64),
+        Text(String),
+    }
+    match Bytes::deserialize(input)? {
+        Bytes::Number(bytes) => Ok(Some(bytes)),
+        Bytes::Text(text) => parse_bytes(&text).map(Some).map_err(D::Error::custom),
+    }
+}
+
 fn duration_text<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Duration>, D::Error> {
     let text = String::deserialize(input)?;
     parse_duration(&text).map(Some).map_err(D::Error::custom)
@@ -195,6 +211,13 @@ mod tests {
     fn the_file_takes_durations_as_text() {
         let file = Settings::from_toml("heartbeat_interval = \"75ms\"").expect("valid");
         assert_eq!(file.heartbeat_interval, Some(Duration::from_millis(75)));
+        for text in ["min_free_disk = 1048576", "min_free_disk = \"1MiB\""] {
+            let file = Settings::from_toml(text).expect("valid");
+            assert_eq!(file.min_free_disk, Some(1 << 20), "{text}");
+        }
+        for text in ["min_free_disk = -1", "min_free_disk = \"1MB\""] {
+            assert!(Settings::from_toml(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -236,6 +236,15 @@ impl Inner {
     }
 }
 
+/// How many bytes are free for this process in the file system of a path.
+///
+/// # Errors
+/// Where the file system does not say.
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(path)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
 /// Makes an empty directory a node's.
 fn begin(path: &Path, node_id: NodeId, bootstrap: Bootstrap) -> Result<Identity, Error> {
     for (part, found) in [(WAL_DIRECTORY, "a log"), (STATE_DIRECTORY, "state")] {

@@ -13,7 +13,7 @@ mod steps;
 pub mod store;
 mod wal;
 
-pub use data_dir::{Bootstrap, DataDir, PendingState};
+pub use data_dir::{Bootstrap, DataDir, PendingState, free_bytes};
 pub use error::Error;
 pub use identity::Identity;
 #[cfg(test)]

@@ -16,6 +16,7 @@ mod locks;
 mod pauses;
 mod put_streams;
 mod reads;
+mod room;
 mod slow_requests;
 #[cfg(feature = "otel")]
 mod spans;

@@ -51,3 +51,22 @@ fn rotten_bytes_are_refused_when_the_store_opens() {
     let error = RedbStore::open(&path).map(|_| ()).expect_err("rotten bytes are not served");
     assert!(error.to_string().contains("rows"), "the file is named: {error}");
 }
+
+#[test]
+fn what_was_deleted_is_room_for_more() {
+    const ROWS: u32 = 5_000;
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = RedbStore::open(&directory.path().join("rows")).expect("an empty store opens");
+    let key = |n: u32| bytes::Bytes::copy_from_slice(&n.to_be_bytes());
+    let rows = |value: Option<&'static [u8]>| Batch {
+        rows: (0..ROWS).map(|n| (key(n), value.map(bytes::Bytes::from_static))).collect(),
+    };
+    store.commit(rows(Some(&[7; 4_000]))).expect("commits");
+    let before = store.reusable_bytes().expect("reads");
+    store.commit(rows(None)).expect("commits");
+    let after = store.reusable_bytes().expect("reads");
+    let (taken, freed) = (u64::from(ROWS) * 4_000, after.saturating_sub(before));
+    let shrunk = before.saturating_sub(after);
+    assert!(freed >= taken / 2 || shrunk > 0, "{taken} bytes went, {freed} are room again");
+    assert_eq!(store.scan(b"", None).count(), 0);
+}

@@ -39,6 +39,7 @@ impl Replica {
             self.calls.insert(now, Call { sequence, deadline, place, kind });
         }
         self.introduce(now, wall, jobs);
+        self.shortages.forget_silent(now);
         if self.lessor.leading() {
             self.expire_sessions(now, wall, jobs);
             self.advance_time(now, wall, jobs);

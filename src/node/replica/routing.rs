@@ -72,7 +72,14 @@ impl Replica {
         for sequence in self.calls.queued() {
             let Some(call) = self.calls.call(sequence) else { continue };
             let kind = call.kind.clone();
-            jobs.sent.push(Sent { place: call.place, leader: me, kind: kind.sent() });
+            let sent = Sent { place: call.place, leader: me, kind: kind.sent() };
+            if let CallKind::Propose { command, .. } = &kind
+                && let Some(refusal) = self.shortages.refuse(command)
+            {
+                self.reply(sequence, Reply::Refused(refusal), jobs);
+                continue;
+            }
+            jobs.sent.push(sent);
             self.calls.sent(sequence, me, term);
             let route = Route::Local { sequence };
             match kind {
@@ -140,10 +147,18 @@ impl Replica {
         request: ForwardRequest,
         jobs: &mut Jobs,
     ) {
+        if let Some(space) = &request.space {
+            self.space_heard(now, from, space);
+        }
         let mut by_term: Vec<(Term, Vec<(Ticket, Bytes)>)> = Vec::new();
         for Propose { sequence, command, expected_term } in request.proposals {
             let term = Term::new(expected_term);
-            let ticket = self.ticket(Route::Remote { from, sequence, term });
+            let route = Route::Remote { from, sequence, term };
+            if let Some(refusal) = self.shortages.refuse(&command) {
+                self.refuse(route, refusal, jobs);
+                continue;
+            }
+            let ticket = self.ticket(route);
             match by_term.last_mut() {
                 Some((last, commands)) if *last == term => commands.push((ticket, command)),
                 _ => by_term.push((term, vec![(ticket, command)])),

@@ -13,10 +13,11 @@ use crate::{
     node::{
         calls::{CallKind, Reply},
         replica::{Event, Installed},
+        space::Shortage,
     },
     pb::{
         command::v1::{Reason, command, outcome},
-        kv::v1::{HeldLock, PutRequest, RangeRequest},
+        kv::v1::{DeleteRangeRequest, HeldLock, PutRequest, RangeRequest},
         lock::v1::ReleaseRequest,
         raft::v1::{
             ForwardResponse,
@@ -377,4 +378,69 @@ fn an_abandoned_waiter_leaves_the_line() {
         ReleaseRequest { name: "l".into(), fencing_token: first, ..ReleaseRequest::default() };
     let release = world.propose(holder, command::Op::Release(release));
     assert!(matches!(world.outcome(holder, release), outcome::Result::Release(_)));
+}
+
+#[test]
+fn while_any_node_is_short_of_room_nothing_that_grows_is_proposed() {
+    let mut world = World::new();
+    let leader = world.wait_for_leader();
+    let [short, other] = world.others(leader);
+    let written = world.propose(short, put("a", "1"));
+    assert!(matches!(world.outcome(short, written), outcome::Result::Put(_)));
+    let session = world.session(other);
+    let shortage = Shortage { node: short, free: 5, reusable: 2, needed: 9 };
+    world.tell(short, Event::Space(Some(shortage)));
+    world.pass_for(Duration::from_millis(50));
+    for on in [leader, short, other] {
+        let index = world.nodes[&leader].replica.status().last;
+        let sequence = world.propose(on, put("b", "1"));
+        world.until("it is refused", |world| world.nodes[&on].replies.contains_key(&sequence));
+        let reply = world.nodes[&on].replies[&sequence].clone();
+        let Reply::Refused(refusal) = reply else { panic!("{reply:?}") };
+        assert_eq!(refusal.reason(), Reason::NoSpace);
+        assert_eq!(
+            (&*refusal.metadata["node_id"], &*refusal.metadata["free_bytes"]),
+            (&*short.to_string(), "5")
+        );
+        assert_eq!(world.nodes[&leader].replica.status().last, index, "it took no room in the log");
+        let range = DeleteRangeRequest { key: "a".into(), ..Default::default() };
+        let deleted = world.propose(on, command::Op::DeleteRange(range));
+        assert!(matches!(world.outcome(on, deleted), outcome::Result::DeleteRange(_)));
+        world.tell(short, Event::Space(Some(shortage)));
+    }
+    let renewal = world.call(other, CallKind::Renew { session });
+    world.until("it is renewed", |world| {
+        matches!(world.nodes[&other].replies.get(&renewal), Some(Reply::Renewed(_)))
+    });
+    world.tell(short, Event::Space(None));
+    world.pass_for(Duration::from_millis(50));
+    let written = world.propose(other, put("b", "2"));
+    assert!(matches!(world.outcome(other, written), outcome::Result::Put(_)));
+}
+
+#[test]
+fn a_node_that_falls_silent_holds_up_nobody_and_a_new_leader_is_told() {
+    let mut world = World::new();
+    let leader = world.wait_for_leader();
+    let [short, other] = world.others(leader);
+    let shortage = Shortage { node: short, free: 5, reusable: 2, needed: 9 };
+    let refused = |world: &mut World, on| {
+        let sequence = world.propose(on, put("b", "1"));
+        world.until("it is answered", |world| {
+            let node = &world.nodes[&on];
+            node.replies.contains_key(&sequence) || node.outcomes.contains_key(&sequence)
+        });
+        world.nodes[&on].replies.contains_key(&sequence)
+    };
+    world.nodes.get_mut(&leader).expect("three").up = false;
+    world.until("another leads", |world| world.leader().is_some_and(|id| id != leader));
+    let next = world.leader().expect("it leads");
+    let last = if next == short { other } else { short };
+    world.tell(last, Event::Space(Some(Shortage { node: last, ..shortage })));
+    world.pass_for(Duration::from_millis(50));
+    assert!(refused(&mut world, next));
+    world.nodes.get_mut(&leader).expect("three").up = true;
+    world.nodes.get_mut(&last).expect("three").up = false;
+    world.pass_for(Duration::from_secs(6));
+    assert!(!refused(&mut world, next), "its word has run out");
 }

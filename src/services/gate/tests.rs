@@ -197,13 +197,16 @@ fn every_method_of_the_protos_has_its_kind() {
         "CloseSession",
         "Compact",
         "DeleteRange",
+        "DeleteStream",
         "Deregister",
         "OpenSession",
         "Put",
         "Register",
         "Release",
         "Renew",
+        "SetStreamLimits",
         "TransferLeadership",
+        "TrimStream",
         "Txn",
     ];
     assert_eq!(changes, expected, "a new method needs its kind");

@@ -218,6 +218,20 @@ impl Store for RedbStore {
     fn persist(&self) -> Result<(), StoreError> {
         self.flush(Durability::Immediate).map_err(|error| self.failed(&error))
     }
+
+    fn reusable_bytes(&self) -> Result<u64, StoreError> {
+        let file = std::fs::metadata(&self.path).map_or(0, |file| file.len());
+        let taken = || -> Result<u64, redb::Error> {
+            // Pages that one transaction frees can be filled after the next.
+            self.flush(Durability::Immediate)?;
+            self.flush(Durability::Immediate)?;
+            let write = self.database.begin_write()?;
+            let stats = write.stats()?;
+            write.abort()?;
+            Ok(stats.allocated_pages().saturating_mul(stats.page_size() as u64))
+        };
+        Ok(file.saturating_sub(taken().map_err(|error| self.failed(&error))?))
+    }
 }
 
 impl fmt::Debug for RedbStore {
