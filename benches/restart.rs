@@ -5,6 +5,7 @@
 //! `cargo bench --bench restart`, or with other sizes `cargo bench --bench restart -- KEYS EVENTS`.
 
 #![allow(missing_docs)]
+#![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
 use std::{
     fs,
