@@ -71,7 +71,7 @@ pub struct NodeArgs {
     #[arg(long, value_name = "DURATION", env = "QUORATE_ELECTION_TIMEOUT_MAX")]
     #[arg(hide_env_values = true, value_parser = parse_duration)]
     election_timeout_max: Option<Duration>,
-    /// How many bytes of applied log are kept for followers that lag [default: 33554432]
+    /// How many bytes of applied log are kept for followers that lag [default: 25165824]
     #[arg(long, value_name = "BYTES", env = "QUORATE_RETAINED_LOG_BYTES", hide_env_values = true)]
     retained_log_bytes: Option<u64>,
     /// Log requests that take this long, and where their time went; 0 logs none [default: 500ms]

@@ -19,7 +19,7 @@ use crate::{
         put_stream, restore, retention, session,
         store::{Store, StoreError},
         timers, tx,
-        tx::Tx,
+        tx::{Finished, Tx},
         txn,
         validate::{RESULT_BYTES_MAX, validate},
     },
@@ -52,6 +52,7 @@ pub struct Machine {
     config: MachineConfig,
     head: Head,
     counters: Counters,
+    requests: dedup::Requests,
     next_timer: Option<LogTime>,
 }
 
@@ -63,7 +64,8 @@ impl Machine {
     pub fn open(store: Arc<dyn Store>, config: MachineConfig) -> Result<Self, StoreError> {
         let (head, counters) = head::load(store.as_ref())?;
         let next_timer = tx::first_timer(store.as_ref())?.map(|timer| timer.deadline);
-        Ok(Self { store, config, head, counters, next_timer })
+        let requests = dedup::Requests::load(store.as_ref())?;
+        Ok(Self { store, config, head, counters, requests, next_timer })
     }
 
     /// Where the state stands.
@@ -92,18 +94,22 @@ impl Machine {
     /// # Panics
     /// Where an entry is missing between the head and the run.
     pub fn apply(&mut self, entries: &[Entry]) -> Result<Applied, StoreError> {
-        let mut tx = Tx::new(self.store.as_ref(), &self.config, self.head.clone(), self.counters);
-        for entry in entries {
-            if entry.index > tx.head.index {
-                assert_eq!(entry.index, tx.head.index.next(), "entries are applied without a gap");
-                apply_entry(&mut tx, entry)?;
-            }
-        }
-        if tx.head.index == self.head.index {
+        let first = entries.partition_point(|entry| entry.index <= self.head.index);
+        let entries = &entries[first..];
+        if entries.is_empty() {
             let (head, next_timer) = (self.head.clone(), self.next_timer);
             return Ok(Applied { head, next_timer, ..Applied::default() });
         }
-        let (batch, mut applied, counters, timers_moved) = tx.finish();
+        let requests = core::mem::take(&mut self.requests);
+        let head = self.head.clone();
+        let mut tx = Tx::new(self.store.as_ref(), &self.config, head, self.counters, requests);
+        tx.expect_timers_from(self.next_timer);
+        tx.reserve(entries.len());
+        for entry in entries {
+            assert_eq!(entry.index, tx.head.index.next(), "entries are applied without a gap");
+            apply_entry(&mut tx, entry)?;
+        }
+        let Finished { batch, mut applied, counters, requests, timers_moved } = tx.finish();
         self.store.commit(batch)?;
         if timers_moved {
             let timer = tx::first_timer(self.store.as_ref())?;
@@ -112,6 +118,7 @@ impl Machine {
         applied.next_timer = self.next_timer;
         self.head = applied.head.clone();
         self.counters = counters;
+        self.requests = requests;
         Ok(applied)
     }
 }

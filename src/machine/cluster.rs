@@ -17,7 +17,6 @@ use crate::{
     },
     pb::{
         command::v1::{Done, FoundCluster, Reason, Refusal, RegisterMember},
-        kv::v1::KeyValue,
     },
     types::{ClusterId, Incarnation, KeyRange, SessionId},
 };
@@ -160,9 +159,8 @@ impl View {
     /// # Errors
     /// Where the store cannot be read.
     pub fn members(&self) -> Result<Vec<RegisterMember>, StoreError> {
-        let range = KeyRange::prefix(&keyspace::current_key(Space::Members, b""));
-        let rows = self.reader().scan(&range.start, range.end.as_deref());
-        rows.map(|row| tx::decode(tx::decode::<KeyValue>(row?.1)?.value)).collect()
+        let rows = keyspace::rows(self.reader().as_ref(), Space::Members, &KeyRange::prefix(b""));
+        rows.map(|row| tx::decode(row?.value)).collect()
     }
 }
 

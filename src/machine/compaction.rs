@@ -6,7 +6,7 @@
 use crate::{
     machine::{
         effect::ChangeKind,
-        keyspace::{self, ChangeRow},
+        keyspace::{self, ChangeRow, Place},
         outcome::Decision,
         read::{check_revision, compacted},
         store::StoreError,
@@ -47,26 +47,33 @@ pub(crate) fn step(tx: &mut Tx<'_>) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Deletes the versions that the next changes replaced, and the changes with them.
+/// Deletes the versions that the next changes replaced. A change that made a row's version of now
+/// stays, and goes when it is replaced itself.
 fn sweep(tx: &mut Tx<'_>) -> Result<(), StoreError> {
     let steps = SWEEP_STEPS + 2 * tx.change_count();
-    let from = Revision::new(tx.counters.swept_revision).next();
-    let range = keyspace::change_range(from, tx.head.compact_revision);
+    let from = Place {
+        revision: Revision::new(tx.counters.swept_revision).next(),
+        sub: tx.counters.swept_changes,
+    };
+    let end = keyspace::change_range(from.revision, tx.head.compact_revision).end;
     let rows: Vec<_> =
-        tx.scan(&range.start, range.end.as_deref()).take(steps).collect::<Result<_, _>>()?;
+        tx.scan(&from.key(), end.as_deref()).take(steps).collect::<Result<_, _>>()?;
     for (key, value) in &rows {
-        let change = ChangeRow::decode(key, value)?;
-        if !change.replaced.is_zero() {
-            tx.delete(keyspace::version_key(change.space, &change.key, change.replaced));
+        let ChangeRow { place, space, kind, replaced, kv } = ChangeRow::decode(key, value)?;
+        if !replaced.revision.is_zero() {
+            tx.delete(keyspace::version_key(space, &kv.key, replaced.revision));
+            tx.delete(replaced.key());
         }
-        if change.kind == ChangeKind::Delete {
-            tx.delete(keyspace::version_key(change.space, &change.key, change.revision));
+        if kind == ChangeKind::Delete {
+            tx.delete(keyspace::version_key(space, &kv.key, place.revision));
+            tx.delete(key.clone());
         }
-        tx.delete(key.clone());
-        tx.counters.swept_revision = change.revision.previous().value();
+        tx.counters.swept_revision = place.revision.previous().value();
+        tx.counters.swept_changes = place.sub + 1;
     }
     if rows.len() < steps {
         tx.counters.swept_revision = tx.head.compact_revision.value();
+        tx.counters.swept_changes = 0;
     }
     Ok(())
 }

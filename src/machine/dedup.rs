@@ -3,6 +3,11 @@
 //! A UUID is remembered for a window of log time and up to a number of requests; a session's
 //! sequence until the client says that it needs it no more, or the session ends. Refusals are not
 //! remembered: a refused command changed nothing, and its retry is judged anew.
+//!
+//! The rows of UUIDs stand in the order of forgetting. Where each is, [`Requests`] knows in memory,
+//! so that a request which was never seen costs no search in the store.
+
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -13,9 +18,9 @@ use crate::{
     machine::{
         outcome::{invalid, refusal},
         session,
-        store::StoreError,
+        store::{Reader, StoreError},
         tables::{Fields, Key, Table},
-        tx::Tx,
+        tx::{Tx, decode},
     },
     pb::command::v1::{Command, Outcome, Reason, Refusal, command},
     types::{Duration, LogTime, SessionId},
@@ -91,11 +96,56 @@ pub(crate) type Fingerprint = u64;
 struct RequestRow {
     #[prost(fixed64, tag = "1")]
     fingerprint: u64,
-    /// The place in the order of forgetting; of a UUID only.
-    #[prost(uint64, tag = "2")]
-    number: u64,
     #[prost(message, optional, tag = "3")]
     outcome: Option<Outcome>,
+    /// When it was remembered; of a UUID only.
+    #[prost(uint64, tag = "4")]
+    time_ms: u64,
+    /// Its 16 bytes; of a UUID only.
+    #[prost(bytes = "bytes", tag = "5")]
+    uuid: Bytes,
+}
+
+impl RequestRow {
+    fn uuid(&self) -> Result<u128, StoreError> {
+        let bytes = self.uuid.as_ref().try_into();
+        let malformed = |_| StoreError("a remembered request has no UUID".to_owned());
+        Ok(u128::from_be_bytes(bytes.map_err(malformed)?))
+    }
+
+    /// What it counts for in `Counters::request_bytes`.
+    fn bytes(&self) -> u64 {
+        self.outcome.as_ref().map_or(0, prost::Message::encoded_len) as u64
+    }
+}
+
+/// Where the remembered UUIDs are; read off the store when it is opened.
+#[derive(Debug, Default)]
+pub(crate) struct Requests {
+    numbers: BTreeMap<u128, u64>,
+    /// The number that was looked at last as the oldest, and since when it is remembered.
+    oldest: Option<(u64, LogTime)>,
+}
+
+impl Requests {
+    /// Reads what a store holds.
+    pub(crate) fn load(reader: &dyn Reader) -> Result<Self, StoreError> {
+        let range = Key::of(Table::Request).prefix();
+        let mut numbers = BTreeMap::new();
+        for row in reader.scan(&range.start, range.end.as_deref()) {
+            let (key, row) = row?;
+            numbers.insert(decode::<RequestRow>(row)?.uuid()?, Fields::of_key(&key).u64()?);
+        }
+        Ok(Self { numbers, oldest: None })
+    }
+
+    /// Sets or forgets where a UUID is; gives what was known before.
+    pub(crate) fn set(&mut self, uuid: u128, number: Option<u64>) -> Option<u64> {
+        match number {
+            Some(number) => self.numbers.insert(uuid, number),
+            None => self.numbers.remove(&uuid),
+        }
+    }
 }
 
 /// The fingerprint of a command; a retry's is the same. A retried acquire may have less time left
@@ -160,7 +210,8 @@ pub(crate) fn recall(
             ));
         }
     }
-    let Some(row) = tx.load::<RequestRow>(&row_key(id))? else { return Ok(Ok(None)) };
+    let Some(key) = row_key(tx, id) else { return Ok(Ok(None)) };
+    let Some(row) = tx.load::<RequestRow>(&key)? else { return Ok(Ok(None)) };
     if row.fingerprint != fingerprint {
         let message = "request_id was used before with another body: draw a new one";
         return Ok(Err(refusal(Reason::RequestIdReused, message).with("request_id", request_id)));
@@ -178,28 +229,26 @@ pub(crate) fn remember(
 ) -> Result<(), StoreError> {
     let Ok(id) = RequestId::parse(request_id) else { return Ok(()) };
     forget(tx, request_id)?;
-    let mut row = RequestRow { fingerprint, number: 0, outcome: Some(outcome.clone()) };
+    let mut row =
+        RequestRow { fingerprint, outcome: Some(outcome.clone()), ..RequestRow::default() };
     match id {
         RequestId::Uuid(uuid) => {
-            row.number = tx.counters.request_next;
-            let size = outcome.encoded_len() as u64;
+            row.time_ms = tx.now.as_millis();
+            row.uuid = Bytes::copy_from_slice(uuid.as_bytes());
+            let number = tx.counters.request_next;
             tx.counters.request_next += 1;
             tx.counters.request_count += 1;
-            tx.counters.request_bytes += size;
-            let mut order = Vec::with_capacity(32);
-            order.extend_from_slice(&tx.now.as_millis().to_be_bytes());
-            order.extend_from_slice(&size.to_be_bytes());
-            order.extend_from_slice(uuid.as_bytes());
-            tx.put(order_key(row.number), order);
-            tx.save(row_key(id), &row);
+            tx.counters.request_bytes += row.bytes();
+            tx.save(number_key(number), &row);
+            tx.set_request(uuid.as_u128(), Some(number));
             forget_oldest(tx)
         }
-        RequestId::Sequence { session, low_water, .. } => {
+        RequestId::Sequence { session, sequence, low_water } => {
             // With the session, nobody is left to ask.
             if !session::exists(tx, session)? {
                 return Ok(());
             }
-            tx.save(row_key(id), &row);
+            tx.save(sequence_key(session, sequence), &row);
             raise_low_water(tx, session, low_water)
         }
     }
@@ -207,15 +256,17 @@ pub(crate) fn remember(
 
 /// Forgets a request: what it did was taken back (a grant that nobody received).
 pub(crate) fn forget(tx: &mut Tx<'_>, request_id: &str) -> Result<(), StoreError> {
-    let Ok(id) = RequestId::parse(request_id) else { return Ok(()) };
-    let Some(row) = tx.load::<RequestRow>(&row_key(id))? else { return Ok(()) };
-    tx.delete(row_key(id));
-    if let RequestId::Uuid(_) = id
-        && let Some(order) = tx.get(&order_key(row.number))?
-    {
-        remove_order(tx, row.number, &order)?;
+    match RequestId::parse(request_id) {
+        Err(_) => Ok(()),
+        Ok(RequestId::Sequence { session, sequence, .. }) => {
+            tx.delete(sequence_key(session, sequence));
+            Ok(())
+        }
+        Ok(RequestId::Uuid(uuid)) => {
+            let number = tx.requests.numbers.get(&uuid.as_u128()).copied();
+            number.map_or(Ok(()), |number| forget_number(tx, number))
+        }
     }
-    Ok(())
 }
 
 /// Forgets what a session's sequences came to; called when it ends.
@@ -232,30 +283,41 @@ fn forget_oldest(tx: &mut Tx<'_>) -> Result<(), StoreError> {
             return Ok(());
         }
         let number = tx.counters.request_first;
-        if let Some(order) = tx.get(&order_key(number))? {
-            let mut fields = Fields::of_value(&order);
-            let time = LogTime::from_millis(fields.u64()?);
+        if let Some(time) = remembered_at(tx, number)? {
             let counters = &tx.counters;
             let too_many = counters.request_count > REQUEST_COUNT_MAX
                 || counters.request_bytes > REQUEST_BYTES_MAX;
             if !too_many && tx.now.since(time) <= REQUEST_WINDOW {
                 return Ok(());
             }
-            fields.u64()?;
-            tx.delete(Key::of(Table::Request).raw(fields.rest()).bytes());
-            remove_order(tx, number, &order)?;
+            forget_number(tx, number)?;
         }
         tx.counters.request_first += 1;
     }
     Ok(())
 }
 
-fn remove_order(tx: &mut Tx<'_>, number: u64, order: &[u8]) -> Result<(), StoreError> {
-    let mut fields = Fields::of_value(order);
-    fields.u64()?;
-    tx.counters.request_bytes = tx.counters.request_bytes.saturating_sub(fields.u64()?);
+/// When a request was remembered; `None` where it was forgotten since.
+fn remembered_at(tx: &mut Tx<'_>, number: u64) -> Result<Option<LogTime>, StoreError> {
+    if let Some((known, time)) = tx.requests.oldest
+        && known == number
+    {
+        return Ok(Some(time));
+    }
+    let row = tx.load::<RequestRow>(&number_key(number))?;
+    let time = row.map(|row| LogTime::from_millis(row.time_ms));
+    tx.requests.oldest = time.map(|time| (number, time));
+    Ok(time)
+}
+
+fn forget_number(tx: &mut Tx<'_>, number: u64) -> Result<(), StoreError> {
+    let key = number_key(number);
+    let Some(row) = tx.load::<RequestRow>(&key)? else { return Ok(()) };
+    tx.counters.request_bytes = tx.counters.request_bytes.saturating_sub(row.bytes());
     tx.counters.request_count = tx.counters.request_count.saturating_sub(1);
-    tx.delete(order_key(number));
+    tx.delete(key);
+    tx.set_request(row.uuid()?, None);
+    tx.requests.oldest = None;
     Ok(())
 }
 
@@ -283,17 +345,22 @@ fn raise_low_water(tx: &mut Tx<'_>, session: SessionId, mark: u64) -> Result<(),
     Ok(())
 }
 
-fn row_key(id: RequestId) -> Bytes {
+/// Where a request is kept; `None` for a UUID that is not remembered.
+fn row_key(tx: &Tx<'_>, id: RequestId) -> Option<Bytes> {
     match id {
-        RequestId::Uuid(uuid) => Key::of(Table::Request).raw(uuid.as_bytes()).bytes(),
-        RequestId::Sequence { session, sequence, .. } => {
-            Key::of(Table::Sequence).u64(session.value()).u64(sequence).bytes()
+        RequestId::Uuid(uuid) => {
+            tx.requests.numbers.get(&uuid.as_u128()).map(|&number| number_key(number))
         }
+        RequestId::Sequence { session, sequence, .. } => Some(sequence_key(session, sequence)),
     }
 }
 
-fn order_key(number: u64) -> Bytes {
-    Key::of(Table::RequestOrder).u64(number).bytes()
+fn number_key(number: u64) -> Bytes {
+    Key::of(Table::Request).u64(number).bytes()
+}
+
+fn sequence_key(session: SessionId, sequence: u64) -> Bytes {
+    Key::of(Table::Sequence).u64(session.value()).u64(sequence).bytes()
 }
 
 fn low_water_key(session: SessionId) -> Bytes {

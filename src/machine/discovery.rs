@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use prost::Message as _;
 
 use crate::{
@@ -26,7 +25,6 @@ use crate::{
             DeregisterRequest, DeregisterResponse, Instance, ListServicesResponse, RegisterRequest,
             RegisterResponse, ResolveRequest, ResolveResponse, Service,
         },
-        kv::v1::KeyValue,
     },
     types::{Duration, KeyRange, SessionId},
 };
@@ -211,7 +209,7 @@ pub(crate) fn deregister(
         let refusal = refusal(Reason::InstanceNotFound, sentence);
         return Ok(Err(refusal.with("service", service).with("instance_id", id)));
     };
-    end_own(tx, SessionId::new(row.session_id))?;
+    end_own(tx, row.session)?;
     Ok(Ok(DeregisterResponse { revision: tx.head.revision.value() }))
 }
 
@@ -264,8 +262,8 @@ impl View {
     /// # Errors
     /// Where the store cannot be read.
     pub fn instance(&self, service: &str, id: &str) -> Result<Option<Instance>, StoreError> {
-        let key = keyspace::current_key(Space::Instances, &row_key(service, id));
-        self.reader().get(&key)?.map(decode).transpose()
+        let row = keyspace::row(self.reader().as_ref(), Space::Instances, &row_key(service, id))?;
+        row.map(|row| tx::decode(row.value)).transpose()
     }
 
     /// All instances, by service and id, for a watch of all services.
@@ -292,14 +290,10 @@ impl View {
     }
 
     fn read_instances(&self, prefix: &[u8]) -> Result<Vec<Instance>, StoreError> {
-        let range = KeyRange::prefix(&keyspace::current_key(Space::Instances, prefix));
-        let rows = self.reader().scan(&range.start, range.end.as_deref());
-        rows.map(|row| decode(row?.1)).collect()
+        let range = KeyRange::prefix(prefix);
+        let rows = keyspace::rows(self.reader().as_ref(), Space::Instances, &range);
+        rows.map(|row| tx::decode(row?.value)).collect()
     }
-}
-
-fn decode(row: Bytes) -> Result<Instance, StoreError> {
-    tx::decode(tx::decode::<KeyValue>(row)?.value)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use crate::{
         event::v1::RecordedEvent,
         kv::v1::KeyValue,
     },
-    types::{Duration, LogTime, SessionId},
+    types::{Duration, LogTime, Revision, SessionId},
 };
 
 /// The parts of the revisioned keyspace; users reach the first one only.
@@ -58,6 +58,25 @@ pub enum ChangeKind {
     Delete,
 }
 
+impl ChangeKind {
+    /// The byte that stands for the kind in values of the state.
+    pub(crate) const fn byte(self) -> u8 {
+        match self {
+            Self::Put => 1,
+            Self::Delete => 2,
+        }
+    }
+
+    /// Reads the byte.
+    pub(crate) fn from_byte(byte: u8) -> Result<Self, StoreError> {
+        match byte {
+            1 => Ok(Self::Put),
+            2 => Ok(Self::Delete),
+            _ => Err(StoreError(format!("a row names the unknown change {byte}"))),
+        }
+    }
+}
+
 /// One change of the revisioned keyspace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
@@ -67,7 +86,9 @@ pub struct Change {
     pub kind: ChangeKind,
     /// The key after the change; of a deletion, the key and `mod_revision` alone.
     pub kv: KeyValue,
-    /// The version before, where there was one.
+    /// The revision of the version before; zero where there was none.
+    pub replaced: Revision,
+    /// The version before, where it was asked for.
     pub prev: Option<KeyValue>,
 }
 

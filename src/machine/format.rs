@@ -61,6 +61,6 @@ fn the_state_format_is_the_golden_one() {
         let (key, value) = (key.escape_ascii(), value.escape_ascii());
         writeln!(text, "{key} = {value}").unwrap();
     }
-    let golden = include_str!("../../tests/golden/state-v1.txt");
+    let golden = include_str!("../../tests/golden/state-v2.txt");
     assert!(text == golden, "the state is now\n{text}");
 }

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The version of the state's format; a store with another is refused.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 /// Where the state stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub struct Head {
 pub(crate) struct Counters {
     /// All changes up to and including this revision were swept.
     pub(crate) swept_revision: u64,
+    /// How many changes of the next revision were swept as well.
+    pub(crate) swept_changes: u32,
     /// The number of the oldest request that may be remembered.
     pub(crate) request_first: u64,
     /// The number that the next remembered request gets.
@@ -93,6 +95,8 @@ struct HeadRow {
     restored: bool,
     #[prost(uint64, tag = "17")]
     id_base: u64,
+    #[prost(uint32, tag = "18")]
+    swept_changes: u32,
 }
 
 /// The row's key.
@@ -131,6 +135,7 @@ pub(crate) fn decode(row: &[u8]) -> Result<(Head, Counters), StoreError> {
     };
     let counters = Counters {
         swept_revision: row.swept_revision,
+        swept_changes: row.swept_changes,
         request_first: row.request_first,
         request_next: row.request_next,
         request_count: row.request_count,
@@ -157,6 +162,7 @@ pub(crate) fn encode(head: &Head, counters: &Counters) -> Bytes {
         outgoing: nodes(&head.membership.outgoing),
         learners: nodes(&head.membership.learners),
         swept_revision: counters.swept_revision,
+        swept_changes: counters.swept_changes,
         request_first: counters.request_first,
         request_next: counters.request_next,
         request_count: counters.request_count,
@@ -188,6 +194,7 @@ mod tests {
         };
         let counters = Counters {
             swept_revision: 2,
+            swept_changes: 3,
             request_first: 7,
             request_next: 9,
             request_count: 2,
@@ -196,7 +203,7 @@ mod tests {
             id_base: 77,
         };
         assert_eq!(decode(&encode(&head, &counters)).unwrap(), (head, counters));
-        let error = decode(&HeadRow { format: 2, ..HeadRow::default() }.encode_to_vec());
-        assert!(error.unwrap_err().0.contains("format 2"));
+        let error = decode(&HeadRow { format: 3, ..HeadRow::default() }.encode_to_vec());
+        assert!(error.unwrap_err().0.contains("format 3"));
     }
 }

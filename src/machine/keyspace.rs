@@ -1,9 +1,11 @@
 //! The revisioned keyspace: its rows, and the commands that write it (etcd's revision rules).
 //!
-//! A row's newest version stands in one table, all kept versions in another, and the order of the
-//! changes in a third that names them. A put writes one row in each and reads one.
+//! A change is written once, in the table of changes, in the order of revisions. Two small tables
+//! point into it: one names each row's newest version, the other all versions that are kept. So
+//! values go to the disk in sequence, and what lies scattered is small.
 
 use bytes::Bytes;
+use prost::Message as _;
 
 use crate::{
     machine::{
@@ -13,22 +15,24 @@ use crate::{
         session,
         store::{Reader, StoreError},
         tables::{Fields, Key, Table},
-        tx::Tx,
+        tx::{Tx, decode},
         validate::WRITES_MAX,
     },
     pb::{
         command::v1::{Reason, Refusal},
-        kv::v1::{DeleteRangeRequest, DeleteRangeResponse, HeldLock, PutRequest, PutResponse},
+        kv::v1::{
+            DeleteRangeRequest, DeleteRangeResponse, HeldLock, KeyValue, PutRequest, PutResponse,
+        },
     },
     types::{KeyRange, Revision, SessionId},
 };
 
-/// Where a row's newest version is.
+/// Where a row's newest version is named.
 pub(crate) fn current_key(space: Space, key: &[u8]) -> Bytes {
     Key::of(Table::Current).u8(space.byte()).raw(key).bytes()
 }
 
-/// Where the newest versions of a range of rows are.
+/// Where the newest versions of a range of rows are named.
 pub(crate) fn current_range(space: Space, range: &KeyRange) -> KeyRange {
     let table = Key::of(Table::Current).u8(space.byte());
     let end = range.end.as_ref().map(|end| table.clone().raw(end).bytes());
@@ -38,12 +42,12 @@ pub(crate) fn current_range(space: Space, range: &KeyRange) -> KeyRange {
     }
 }
 
-/// Where one version of a row is; an empty value there is a deletion.
+/// Where one version of a row is named.
 pub(crate) fn version_key(space: Space, key: &[u8], revision: Revision) -> Bytes {
     Key::of(Table::Version).u8(space.byte()).name(key).u64(revision.value()).bytes()
 }
 
-/// Where the versions of a range of rows are.
+/// Where the versions of a range of rows are named.
 pub(crate) fn version_range(space: Space, range: &KeyRange) -> KeyRange {
     let table = Key::of(Table::Version).u8(space.byte());
     let end = range.end.as_ref().map(|end| table.clone().name(end).bytes());
@@ -58,33 +62,103 @@ pub(crate) fn bound_key(session: SessionId, space: Space, key: &[u8]) -> Bytes {
     Key::of(Table::Bound).u64(session.value()).u8(space.byte()).raw(key).bytes()
 }
 
-/// A change as history keeps it; the versions that it names are in their own table.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ChangeRow {
+/// A change's place in history: the revision, and the place among that revision's changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Place {
     pub(crate) revision: Revision,
     pub(crate) sub: u32,
+}
+
+impl Place {
+    /// Where the change is.
+    pub(crate) fn key(self) -> Bytes {
+        Key::of(Table::Change).u64(self.revision.value()).u32(self.sub).bytes()
+    }
+}
+
+/// What is known of a row's newest version without reading it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Current {
+    /// Where the version is.
+    pub(crate) place: Place,
+    pub(crate) create_revision: u64,
+    pub(crate) version: u64,
+    pub(crate) session: SessionId,
+}
+
+impl Current {
+    pub(crate) fn encode(&self) -> Bytes {
+        let mut row = [0; 36];
+        row[..8].copy_from_slice(&self.place.revision.value().to_be_bytes());
+        row[8..12].copy_from_slice(&self.place.sub.to_be_bytes());
+        row[12..20].copy_from_slice(&self.create_revision.to_be_bytes());
+        row[20..28].copy_from_slice(&self.version.to_be_bytes());
+        row[28..].copy_from_slice(&self.session.value().to_be_bytes());
+        Bytes::copy_from_slice(&row)
+    }
+
+    pub(crate) fn decode(row: &[u8]) -> Result<Self, StoreError> {
+        let mut fields = Fields::of_value(row);
+        Ok(Self {
+            place: Place { revision: Revision::new(fields.u64()?), sub: fields.u32()? },
+            create_revision: fields.u64()?,
+            version: fields.u64()?,
+            session: SessionId::new(fields.u64()?),
+        })
+    }
+}
+
+/// What names a kept version: where its change is, and whether that deleted the row.
+pub(crate) fn encode_version(kind: ChangeKind, place: Place) -> Bytes {
+    let mut row = [kind.byte(); 5];
+    row[1..].copy_from_slice(&place.sub.to_be_bytes());
+    Bytes::copy_from_slice(&row)
+}
+
+/// Reads what names a version of `revision`.
+pub(crate) fn decode_version(
+    revision: Revision,
+    row: &[u8],
+) -> Result<(ChangeKind, Place), StoreError> {
+    let mut fields = Fields::of_value(row);
+    Ok((ChangeKind::from_byte(fields.u8()?)?, Place { revision, sub: fields.u32()? }))
+}
+
+/// A change as history keeps it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ChangeRow {
+    pub(crate) place: Place,
     pub(crate) space: Space,
     pub(crate) kind: ChangeKind,
-    /// The revision of the version before; zero where there was none.
-    pub(crate) replaced: Revision,
-    pub(crate) key: Bytes,
+    /// The version before; of revision zero where there was none.
+    pub(crate) replaced: Place,
+    /// The row after the change; of a deletion, the key and `mod_revision` alone.
+    pub(crate) kv: KeyValue,
 }
 
 impl ChangeRow {
     /// Reads a row of the table of changes.
     pub(crate) fn decode(key: &[u8], value: &Bytes) -> Result<Self, StoreError> {
         let mut fields = Fields::of_key(key);
-        let (revision, sub) = (Revision::new(fields.u64()?), fields.u32()?);
+        let place = Place { revision: Revision::new(fields.u64()?), sub: fields.u32()? };
         let mut fields = Fields::of_value(value);
         let space = Space::from_byte(fields.u8()?)?;
-        let kind = match fields.u8()? {
-            1 => ChangeKind::Put,
-            2 => ChangeKind::Delete,
-            kind => return Err(StoreError(format!("a row names the unknown change {kind}"))),
-        };
-        let replaced = Revision::new(fields.u64()?);
-        Ok(Self { revision, sub, space, kind, replaced, key: value.slice_ref(fields.rest()) })
+        let kind = ChangeKind::from_byte(fields.u8()?)?;
+        let replaced = Place { revision: Revision::new(fields.u64()?), sub: fields.u32()? };
+        let kv = decode(value.slice_ref(fields.rest()))?;
+        Ok(Self { place, space, kind, replaced, kv })
     }
+}
+
+/// Writes a change as history keeps it.
+pub(crate) fn encode_change(change: &Change, replaced: Place) -> Bytes {
+    let mut row = Vec::with_capacity(14 + change.kv.encoded_len());
+    row.push(change.space.byte());
+    row.push(change.kind.byte());
+    row.extend_from_slice(&replaced.revision.value().to_be_bytes());
+    row.extend_from_slice(&replaced.sub.to_be_bytes());
+    change.kv.encode(&mut row).expect("a vector takes everything");
+    row.into()
 }
 
 /// Where the changes from one revision up to another (both inclusive) are.
@@ -93,18 +167,58 @@ pub(crate) fn change_range(from: Revision, to: Revision) -> KeyRange {
     KeyRange { start, end: Some(Key::of(Table::Change).u64(to.next().value()).bytes()) }
 }
 
-/// Writes a change as history keeps it.
-pub(crate) fn encode_change(change: &Change) -> Bytes {
-    let mut row = Vec::with_capacity(10 + change.kv.key.len());
-    row.push(change.space.byte());
-    row.push(match change.kind {
-        ChangeKind::Put => 1,
-        ChangeKind::Delete => 2,
-    });
-    let replaced = change.prev.as_ref().map_or(0, |prev| prev.mod_revision);
-    row.extend_from_slice(&replaced.to_be_bytes());
-    row.extend_from_slice(&change.kv.key);
-    row.into()
+/// What is known of a row's newest version; `None` where the row is absent.
+pub(crate) fn current(
+    reader: &dyn Reader,
+    space: Space,
+    key: &[u8],
+) -> Result<Option<Current>, StoreError> {
+    reader.get(&current_key(space, key))?.map(|row| Current::decode(&row)).transpose()
+}
+
+/// The newest version of a row.
+pub(crate) fn row(
+    reader: &dyn Reader,
+    space: Space,
+    key: &[u8],
+) -> Result<Option<KeyValue>, StoreError> {
+    current(reader, space, key)?.map(|current| load(reader, current.place)).transpose()
+}
+
+/// The newest versions of a range of rows, ascending.
+pub(crate) fn rows<'a>(
+    reader: &'a dyn Reader,
+    space: Space,
+    range: &KeyRange,
+) -> impl Iterator<Item = Result<KeyValue, StoreError>> + use<'a> {
+    let range = current_range(space, range);
+    reader.scan(&range.start, range.end.as_deref()).map(move |row| {
+        let (_, row) = row?;
+        load(reader, Current::decode(&row)?.place)
+    })
+}
+
+/// The version that a change made.
+pub(crate) fn load(reader: &dyn Reader, place: Place) -> Result<KeyValue, StoreError> {
+    let key = place.key();
+    let row = reader.get(&key)?;
+    let missing =
+        || StoreError(format!("the change at revision {}.{} is missing", place.revision, place.sub));
+    Ok(ChangeRow::decode(&key, &row.ok_or_else(missing)?)?.kv)
+}
+
+/// One version of a row; `None` where it is not kept, or deleted the row.
+pub(crate) fn version(
+    reader: &dyn Reader,
+    space: Space,
+    key: &[u8],
+    revision: Revision,
+) -> Result<Option<KeyValue>, StoreError> {
+    let Some(row) = reader.get(&version_key(space, key, revision))? else { return Ok(None) };
+    match decode_version(revision, &row)? {
+        (ChangeKind::Put, place) => load(reader, place).map(Some),
+        (ChangeKind::Delete, _) => Ok(None),
+    }
 }
 
 /// The keys of a space that are bound to a session, in order.
@@ -138,11 +252,8 @@ pub(crate) fn put(tx: &mut Tx<'_>, request: &PutRequest) -> Decision<PutResponse
         let message = format!("session {session} does not exist: open another and put again");
         return Ok(Err(refusal(Reason::SessionNotFound, message).with("session_id", session)));
     }
+    let prev_kv = if request.prev_kv { tx.row(Space::User, &request.key)? } else { None };
     let revision = tx.write_row(Space::User, &request.key, request.value.clone(), session)?;
-    let prev_kv = match tx.applied.changes.last() {
-        Some(change) if request.prev_kv => change.prev.clone(),
-        _ => None,
-    };
     Ok(Ok(PutResponse { revision: revision.value(), prev_kv }))
 }
 
@@ -161,10 +272,10 @@ pub(crate) fn delete_range(
     }
     let mut response = DeleteRangeResponse { deleted: keys.len() as u64, ..Default::default() };
     for key in keys {
-        let prev = tx.delete_row(Space::User, &key)?;
         if request.prev_kv {
-            response.prev_kvs.extend(prev);
+            response.prev_kvs.extend(tx.row(Space::User, &key)?);
         }
+        tx.delete_row(Space::User, &key)?;
     }
     response.revision = tx.head.revision.value();
     Ok(Ok(response))

@@ -7,10 +7,9 @@ use crate::{
     machine::{
         effect::{Change, ChangeKind, Space},
         head::Head,
-        keyspace::{self, ChangeRow},
+        keyspace::{self, ChangeRow, Current, Place},
         outcome::{Decision, refusal},
         store::{Reader, StoreError},
-        tx::{self, decode},
         validate::RANGE_KEYS_MAX,
     },
     pb::{
@@ -59,19 +58,20 @@ pub(crate) fn range(
     }
     let range = KeyRange::from_wire(&request.key, &request.range_end);
     let mut page = Page::new(request);
+    let current = |row: &[u8]| Ok(Current::decode(row)?.place);
     if range.is_empty() {
     } else if request.range_end.is_empty() && at == head.revision {
         if let Some(row) = reader.get(&keyspace::current_key(Space::User, &request.key))? {
-            page.add(row)?;
+            page.add(reader, current(&row)?)?;
         }
     } else if at == head.revision {
         let rows = keyspace::current_range(Space::User, &range);
         for row in reader.scan(&rows.start, rows.end.as_deref()) {
-            page.add(row?.1)?;
+            page.add(reader, current(&row?.1)?)?;
         }
     } else {
         let rows = keyspace::version_range(Space::User, &range);
-        for_each_version_at(reader, &rows, at, |row| page.add(row))?;
+        for_each_version_at(reader, &rows, at, |place| page.add(reader, place))?;
     }
     let Page { kvs, count, more, .. } = page;
     Ok(Ok(RangeResponse { kvs, count, more, revision: head.revision.value() }))
@@ -82,23 +82,21 @@ fn for_each_version_at(
     reader: &dyn Reader,
     rows: &KeyRange,
     at: Revision,
-    mut each: impl FnMut(Bytes) -> Result<(), StoreError>,
+    mut each: impl FnMut(Place) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    let mut last: Option<(Bytes, Bytes)> = None;
+    let mut last: Option<(Bytes, (ChangeKind, Place))> = None;
     for row in reader.scan(&rows.start, rows.end.as_deref()) {
         let (row_key, version) = row?;
         let (key, revision) = split_version_key(&row_key)?;
-        if let Some((_, version)) = last.take_if(|(of, _)| *of != key)
-            && !version.is_empty()
-        {
-            each(version)?;
+        if let Some((_, (ChangeKind::Put, place))) = last.take_if(|(of, _)| *of != key) {
+            each(place)?;
         }
         if revision <= at {
-            last = Some((key, version));
+            last = Some((key, keyspace::decode_version(revision, &version)?));
         }
     }
     match last {
-        Some((_, version)) if !version.is_empty() => each(version),
+        Some((_, (ChangeKind::Put, place))) => each(place),
         _ => Ok(()),
     }
 }
@@ -138,7 +136,7 @@ impl Page {
         }
     }
 
-    fn add(&mut self, row: Bytes) -> Result<(), StoreError> {
+    fn add(&mut self, reader: &dyn Reader, place: Place) -> Result<(), StoreError> {
         self.count += 1;
         if self.limit == 0 || self.more {
             return Ok(());
@@ -147,7 +145,7 @@ impl Page {
             self.more = true;
             return Ok(());
         }
-        let mut kv: KeyValue = decode(row)?;
+        let mut kv = keyspace::load(reader, place)?;
         if self.keys_only {
             kv.value.clear();
         }
@@ -181,37 +179,24 @@ pub(crate) fn changes(
     for row in reader.scan(&rows.start, rows.end.as_deref()) {
         let (key, value) = row?;
         let row = ChangeRow::decode(&key, &value)?;
-        if row.revision > revision && bytes >= bytes_max {
-            return Ok(Ok((changes, row.revision.previous())));
+        if row.place.revision > revision && bytes >= bytes_max {
+            return Ok(Ok((changes, row.place.revision.previous())));
         }
-        revision = row.revision;
+        revision = row.place.revision;
         // A change of another space costs a step too: no call walks through history unbounded.
         bytes += key.len() + value.len();
         if row.space == space {
-            let change = load_change(reader, row)?;
-            let prev = change.prev.as_ref().map_or(0, |prev| prev.value.len());
-            bytes += change.kv.value.len() + prev;
-            changes.push(change);
+            let ChangeRow { space, kind, replaced, kv, .. } = row;
+            let prev = if replaced.revision.is_zero() {
+                None
+            } else {
+                Some(keyspace::load(reader, replaced)?)
+            };
+            bytes += prev.as_ref().map_or(0, |prev| prev.value.len());
+            changes.push(Change { space, kind, kv, replaced: replaced.revision, prev });
         }
     }
     Ok(Ok((changes, head.revision)))
-}
-
-fn load_change(reader: &dyn Reader, row: ChangeRow) -> Result<Change, StoreError> {
-    let version = |revision| -> Result<KeyValue, StoreError> {
-        let found = tx::load(reader, &keyspace::version_key(row.space, &row.key, revision))?;
-        found.ok_or_else(|| StoreError(format!("the version at revision {revision} is missing")))
-    };
-    let kv = match row.kind {
-        ChangeKind::Put => version(row.revision)?,
-        ChangeKind::Delete => KeyValue {
-            key: row.key.clone(),
-            mod_revision: row.revision.value(),
-            ..KeyValue::default()
-        },
-    };
-    let prev = if row.replaced.is_zero() { None } else { Some(version(row.replaced)?) };
-    Ok(Change { space: row.space, kind: row.kind, kv, prev })
 }
 
 #[cfg(test)]

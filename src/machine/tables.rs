@@ -17,11 +17,11 @@ pub(crate) enum Table {
     Head = 0x01,
     /// The cluster's own facts (`cluster.rs`).
     Cluster = 0x08,
-    /// `space, key` -> the newest version, a `KeyValue`.
+    /// `space, key` -> where the newest version is, and what else a write must know of it.
     Current = 0x10,
-    /// `space, name(key), revision` -> a version, a `KeyValue`; empty is a deletion.
+    /// `space, name(key), revision` -> where a version is, and whether it is a deletion.
     Version = 0x11,
-    /// `revision, sub` -> `space, kind, replaced revision, key`.
+    /// `revision, sub` -> `space, kind, what it replaced`, and the row after it, a `KeyValue`.
     Change = 0x12,
     /// `session, space, key` of rows that are bound to a session.
     Bound = 0x13,
@@ -51,10 +51,8 @@ pub(crate) enum Table {
     StreamSweep = 0x44,
     /// `deadline, kind, key`: what falls due.
     Timer = 0x50,
-    /// `uuid` -> what came of the request.
+    /// `number` -> a request with a UUID and what came of it, in the order of forgetting.
     Request = 0x60,
-    /// `number` -> `time, uuid`: the order in which requests are forgotten.
-    RequestOrder = 0x61,
     /// `session, sequence` -> what came of the request.
     Sequence = 0x62,
     /// `session` -> the low-water mark.

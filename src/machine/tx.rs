@@ -14,9 +14,10 @@ use prost::Message;
 use crate::{
     machine::{
         apply::MachineConfig,
+        dedup::Requests,
         effect::{Applied, Change, ChangeKind, Space},
         head::{self, Counters, Head},
-        keyspace,
+        keyspace::{self, Current, Place},
         store::{Batch, Reader, Row, Rows, StoreError},
         tables::{Fields, Key, Table},
     },
@@ -44,10 +45,25 @@ pub(crate) struct Tx<'a> {
     pub(crate) applied: Applied,
     /// How the machine is set up.
     pub(crate) config: &'a MachineConfig,
+    /// Where the remembered requests are; changed through [`Tx::set_request`] alone.
+    pub(crate) requests: Requests,
     store: &'a dyn Reader,
     overlay: BTreeMap<Bytes, Option<Bytes>>,
     timers_moved: bool,
+    /// No timer is due before this. It may lie too early, never too late.
+    timers_from: Option<LogTime>,
     unit: Unit,
+}
+
+/// What a run comes to.
+pub(crate) struct Finished {
+    /// To be committed.
+    pub(crate) batch: Batch,
+    pub(crate) applied: Applied,
+    pub(crate) counters: Counters,
+    pub(crate) requests: Requests,
+    /// Whether a timer was set or cleared.
+    pub(crate) timers_moved: bool,
 }
 
 /// The unit of work under way: what it takes to undo it.
@@ -55,15 +71,48 @@ pub(crate) struct Tx<'a> {
 struct Unit {
     /// What the overlay held for each key written, in the order of writing.
     undo: Vec<(Bytes, Option<Option<Bytes>>)>,
+    /// Where each request that was remembered or forgotten was before.
+    requests: Vec<(u128, Option<u64>)>,
     revision: Revision,
     compact_revision: Revision,
     position: Position,
     counters: Counters,
     effects: [usize; 5],
     /// The keys that took their change in the newest revision; none before the first change.
-    touched: BTreeSet<(Space, Bytes)>,
+    touched: Touched,
     /// The next change's place in the revision.
     sub: u32,
+}
+
+/// The rows that took their change in one revision. Mostly it is one, which costs no tree.
+#[derive(Debug, Default)]
+struct Touched {
+    first: Option<(Space, Bytes)>,
+    more: BTreeSet<(Space, Bytes)>,
+}
+
+impl Touched {
+    const fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
+    fn clear(&mut self) {
+        self.first = None;
+        self.more.clear();
+    }
+
+    fn insert(&mut self, space: Space, key: Bytes) {
+        if self.first.is_none() {
+            self.first = Some((space, key));
+        } else {
+            self.more.insert((space, key));
+        }
+    }
+
+    fn contains(&self, space: Space, key: &[u8]) -> bool {
+        let first = self.first.as_ref().is_some_and(|(of, first)| *of == space && first == key);
+        first || !self.more.is_empty() && self.more.contains(&(space, Bytes::copy_from_slice(key)))
+    }
 }
 
 impl core::fmt::Debug for Tx<'_> {
@@ -79,8 +128,10 @@ impl<'a> Tx<'a> {
         config: &'a MachineConfig,
         head: Head,
         counters: Counters,
+        requests: Requests,
     ) -> Self {
         Self {
+            requests,
             now: head.time,
             index: head.index,
             term: head.term,
@@ -92,19 +143,34 @@ impl<'a> Tx<'a> {
             store,
             overlay: BTreeMap::new(),
             timers_moved: false,
+            timers_from: Some(LogTime::ZERO),
         }
+    }
+
+    /// Says that no timer is due before this; none at all where it is `None`.
+    pub(crate) fn expect_timers_from(&mut self, next: Option<LogTime>) {
+        self.timers_from = next;
+    }
+
+    /// Makes room for the effects of so many entries.
+    pub(crate) fn reserve(&mut self, entries: usize) {
+        self.applied.outcomes.reserve(entries);
+        self.applied.changes.reserve(entries);
     }
 
     /// Opens a unit of work: what follows is kept together and shares a revision.
     pub(crate) fn begin(&mut self) {
+        self.unit.undo.clear();
+        self.unit.requests.clear();
         self.unit = Unit {
-            undo: Vec::new(),
+            undo: core::mem::take(&mut self.unit.undo),
+            requests: core::mem::take(&mut self.unit.requests),
             revision: self.head.revision,
             compact_revision: self.head.compact_revision,
             position: self.head.position,
             counters: self.counters,
             effects: self.effects(),
-            touched: BTreeSet::new(),
+            touched: Touched::default(),
             sub: 0,
         };
     }
@@ -116,6 +182,9 @@ impl<'a> Tx<'a> {
                 Some(value) => self.overlay.insert(key, value),
                 None => self.overlay.remove(&key),
             };
+        }
+        for (uuid, number) in core::mem::take(&mut self.unit.requests).into_iter().rev() {
+            self.requests.set(uuid, number);
         }
         self.head.revision = self.unit.revision;
         self.head.compact_revision = self.unit.compact_revision;
@@ -153,13 +222,18 @@ impl<'a> Tx<'a> {
         ]
     }
 
-    /// Ends the run: the batch to commit, the effects, and whether a timer was set or cleared.
-    pub(crate) fn finish(mut self) -> (Batch, Applied, Counters, bool) {
+    /// Ends the run.
+    pub(crate) fn finish(mut self) -> Finished {
         let row = head::encode(&self.head, &self.counters);
         self.overlay.insert(head::key(), Some(row));
         self.applied.head = self.head;
-        let batch = Batch { rows: self.overlay.into_iter().collect() };
-        (batch, self.applied, self.counters, self.timers_moved)
+        Finished {
+            batch: Batch { rows: self.overlay.into_iter().collect() },
+            applied: self.applied,
+            counters: self.counters,
+            requests: self.requests,
+            timers_moved: self.timers_moved,
+        }
     }
 }
 
@@ -207,6 +281,12 @@ impl Tx<'_> {
         self.scan(&range.start, range.end.as_deref())
     }
 
+    /// A UUID is remembered at a number from now on, or no more.
+    pub(crate) fn set_request(&mut self, uuid: u128, number: Option<u64>) {
+        let before = self.requests.set(uuid, number);
+        self.unit.requests.push((uuid, before));
+    }
+
     fn set(&mut self, key: Bytes, value: Option<Bytes>) {
         let old = self.overlay.insert(key.clone(), value);
         self.unit.undo.push((key, old));
@@ -228,7 +308,7 @@ impl Tx<'_> {
 impl Tx<'_> {
     /// The newest version of a row.
     pub(crate) fn row(&self, space: Space, key: &[u8]) -> Result<Option<KeyValue>, StoreError> {
-        self.load(&keyspace::current_key(space, key))
+        keyspace::row(self, space, key)
     }
 
     /// The revision that the unit's changes have, or that its first change would take.
@@ -238,9 +318,7 @@ impl Tx<'_> {
 
     /// The revision that a change of this very row would take now.
     pub(crate) fn revision_for(&self, space: Space, key: &[u8]) -> Revision {
-        let again = !self.unit.touched.is_empty()
-            && self.unit.touched.contains(&(space, Bytes::copy_from_slice(key)));
-        if again { self.head.revision.next() } else { self.next_revision() }
+        if self.unit.touched.contains(space, key) { self.head.revision.next() } else { self.next_revision() }
     }
 
     /// Writes a row. With a session the row is listed under it (`keyspace::bound_rows`); who
@@ -252,42 +330,43 @@ impl Tx<'_> {
         value: Bytes,
         session: SessionId,
     ) -> Result<Revision, StoreError> {
-        let prev = self.row(space, key)?;
-        let revision = self.take_revision(space, key);
+        let before = keyspace::current(self, space, key)?;
+        let key = Bytes::copy_from_slice(key);
+        let place = self.take_place(space, &key);
+        let current = Current {
+            place,
+            create_revision: before.map_or(place.revision.value(), |row| row.create_revision),
+            version: before.map_or(1, |row| row.version + 1),
+            session,
+        };
+        self.rebind(space, &key, before.map_or(SessionId::ZERO, |row| row.session), session);
+        self.put(keyspace::current_key(space, &key), current.encode());
         let kv = KeyValue {
-            key: Bytes::copy_from_slice(key),
+            key,
             value,
-            create_revision: prev.as_ref().map_or(revision.value(), |prev| prev.create_revision),
-            mod_revision: revision.value(),
-            version: prev.as_ref().map_or(1, |prev| prev.version + 1),
+            create_revision: current.create_revision,
+            mod_revision: place.revision.value(),
+            version: current.version,
             session_id: session.value(),
         };
-        self.rebind(space, key, prev.as_ref(), session);
-        let encoded = Bytes::from(kv.encode_to_vec());
-        self.put(keyspace::current_key(space, key), encoded.clone());
-        self.put(keyspace::version_key(space, key, revision), encoded);
-        self.record(Change { space, kind: ChangeKind::Put, kv, prev });
-        Ok(revision)
+        self.record(space, ChangeKind::Put, kv, place, before);
+        Ok(place.revision)
     }
 
-    /// Deletes a row; returns what it was. An absent row takes no revision.
+    /// Deletes a row; returns what was known of it. An absent row takes no revision.
     pub(crate) fn delete_row(
         &mut self,
         space: Space,
         key: &[u8],
-    ) -> Result<Option<KeyValue>, StoreError> {
-        let Some(prev) = self.row(space, key)? else { return Ok(None) };
-        let revision = self.take_revision(space, key);
-        self.rebind(space, key, Some(&prev), SessionId::ZERO);
-        self.delete(keyspace::current_key(space, key));
-        self.put(keyspace::version_key(space, key, revision), Bytes::new());
-        let kv = KeyValue {
-            key: Bytes::copy_from_slice(key),
-            mod_revision: revision.value(),
-            ..KeyValue::default()
-        };
-        self.record(Change { space, kind: ChangeKind::Delete, kv, prev: Some(prev.clone()) });
-        Ok(Some(prev))
+    ) -> Result<Option<Current>, StoreError> {
+        let Some(before) = keyspace::current(self, space, key)? else { return Ok(None) };
+        let key = Bytes::copy_from_slice(key);
+        let place = self.take_place(space, &key);
+        self.rebind(space, &key, before.session, SessionId::ZERO);
+        self.delete(keyspace::current_key(space, &key));
+        let kv = KeyValue { key, mod_revision: place.revision.value(), ..KeyValue::default() };
+        self.record(space, ChangeKind::Delete, kv, place, Some(before));
+        Ok(Some(before))
     }
 
     /// Lets the unit's next change take a revision of its own.
@@ -296,19 +375,20 @@ impl Tx<'_> {
         self.unit.sub = 0;
     }
 
-    fn take_revision(&mut self, space: Space, key: &[u8]) -> Revision {
+    fn take_place(&mut self, space: Space, key: &Bytes) -> Place {
         let revision = self.revision_for(space, key);
         if revision > self.head.revision {
             self.head.revision = revision;
             self.unit.touched.clear();
             self.unit.sub = 0;
         }
-        self.unit.touched.insert((space, Bytes::copy_from_slice(key)));
-        revision
+        self.unit.touched.insert(space, key.clone());
+        let sub = self.unit.sub;
+        self.unit.sub += 1;
+        Place { revision, sub }
     }
 
-    fn rebind(&mut self, space: Space, key: &[u8], prev: Option<&KeyValue>, session: SessionId) {
-        let before = SessionId::new(prev.map_or(0, |prev| prev.session_id));
+    fn rebind(&mut self, space: Space, key: &[u8], before: SessionId, session: SessionId) {
         if before == session {
             return;
         }
@@ -320,10 +400,19 @@ impl Tx<'_> {
         }
     }
 
-    fn record(&mut self, change: Change) {
-        let key = Key::of(Table::Change).u64(change.kv.mod_revision).u32(self.unit.sub);
-        self.unit.sub += 1;
-        self.put(key.bytes(), keyspace::encode_change(&change));
+    fn record(
+        &mut self,
+        space: Space,
+        kind: ChangeKind,
+        kv: KeyValue,
+        place: Place,
+        before: Option<Current>,
+    ) {
+        let version = keyspace::version_key(space, &kv.key, place.revision);
+        self.put(version, keyspace::encode_version(kind, place));
+        let replaced = before.map_or_else(Place::default, |row| row.place);
+        let change = Change { space, kind, kv, replaced: replaced.revision, prev: None };
+        self.put(place.key(), keyspace::encode_change(&change, replaced));
         self.applied.changes.push(change);
     }
 }
@@ -341,6 +430,7 @@ impl Tx<'_> {
     /// `timers::fire` meets it. Setting the same timer twice is setting it once.
     pub(crate) fn set_timer(&mut self, deadline: LogTime, kind: u8, key: &[u8]) {
         self.timers_moved = true;
+        self.timers_from = Some(self.timers_from.map_or(deadline, |from| from.min(deadline)));
         self.put(timer_key(deadline, kind, key), Bytes::new());
     }
 
@@ -351,9 +441,13 @@ impl Tx<'_> {
     }
 
     /// The earliest timer that is due now; it stays until it is cleared.
-    pub(crate) fn due_timer(&self) -> Result<Option<Timer>, StoreError> {
-        let due = |timer: &Timer| timer.deadline <= self.now;
-        Ok(first_timer(self)?.filter(due))
+    pub(crate) fn due_timer(&mut self) -> Result<Option<Timer>, StoreError> {
+        if self.timers_from.is_none_or(|from| from > self.now) {
+            return Ok(None);
+        }
+        let first = first_timer(self)?;
+        self.timers_from = first.as_ref().map(|timer| timer.deadline);
+        Ok(first.filter(|timer| timer.deadline <= self.now))
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{
         outcome::Decision,
         read,
         store::StoreError,
-        tx::{Tx, decode},
+        tx::Tx,
     },
     pb::kv::v1::{
         Compare, KeyValue, RequestOp, ResponseOp, TxnRequest, TxnResponse,
@@ -58,12 +58,11 @@ fn passes(tx: &Tx<'_>, compare: &Compare) -> Result<bool, StoreError> {
         return Ok(holds(compare, tx.row(Space::User, &compare.key)?.as_ref()));
     }
     let range = KeyRange::from_wire(&compare.key, &compare.range_end);
-    let rows = keyspace::current_range(Space::User, &range);
     let mut empty = true;
     if !range.is_empty() {
-        for row in tx.scan(&rows.start, rows.end.as_deref()) {
+        for row in keyspace::rows(tx, Space::User, &range) {
             empty = false;
-            if !holds(compare, Some(&decode(row?.1)?)) {
+            if !holds(compare, Some(&row?)) {
                 return Ok(false);
             }
         }

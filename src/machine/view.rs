@@ -7,12 +7,14 @@ use core::fmt::Write as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use prost::Message as _;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::{
     machine::{
-        effect::{Change, Space},
+        effect::{Change, ChangeKind, Space},
         head::{self, Head},
+        keyspace::{self, Place},
         outcome::Decision,
         read,
         store::{Reader, StoreError},
@@ -22,7 +24,7 @@ use crate::{
     pb::{
         cluster::v1::StateHashResponse,
         command::v1::Refusal,
-        kv::v1::{RangeRequest, RangeResponse},
+        kv::v1::{KeyValue, RangeRequest, RangeResponse},
     },
     types::{Duration, Revision, SessionId},
 };
@@ -106,6 +108,14 @@ impl View {
         read::changes(self.reader.as_ref(), &self.head()?, space, from, bytes_max)
     }
 
+    /// The version of a row that a change replaced; `None` where it is not kept any more.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub fn replaced(&self, change: &Change) -> Result<Option<KeyValue>, StoreError> {
+        keyspace::version(self.reader.as_ref(), change.space, &change.kv.key, change.replaced)
+    }
+
     /// `cluster.v1.ClusterService/StateHash`; `node_id` is left 0. Reads the whole state.
     ///
     /// The hash covers every version up to the revision that compaction lets stand, whether or not
@@ -134,26 +144,42 @@ impl View {
         let mut hash = Xxh3::new();
         let rows = Key::of(Table::Version).prefix();
         // A version is judged by the one after it, so the walk lags one row behind.
-        let mut last: Option<(Bytes, Bytes, Bytes, Revision)> = None;
+        let mut last: Option<(Bytes, Bytes, ChangeKind, Place)> = None;
         for row in self.reader.scan(&rows.start, rows.end.as_deref()) {
             let (row_key, value) = row?;
             let (key, revision) = read::split_version_key(&row_key)?;
-            if let Some((last_row, last_key, last_value, last_revision)) = last.take() {
+            let (kind, place) = keyspace::decode_version(revision, &value)?;
+            if let Some((last_row, last_key, last_kind, last_place)) = last.take() {
                 let replaced = last_key == key && revision <= compact;
-                let gone = last_value.is_empty() && last_revision <= compact;
-                if !replaced && !gone && last_revision <= upto {
-                    update(&mut hash, &last_row, &last_value);
+                let gone = last_kind == ChangeKind::Delete && last_place.revision <= compact;
+                if !replaced && !gone && last_place.revision <= upto {
+                    self.hash_version(&mut hash, &last_row, last_kind, last_place)?;
                 }
             }
-            last = Some((row_key, key, value, revision));
+            last = Some((row_key, key, kind, place));
         }
-        if let Some((row_key, _, value, revision)) = last {
-            let gone = value.is_empty() && revision <= compact;
-            if !gone && revision <= upto {
-                update(&mut hash, &row_key, &value);
+        if let Some((row_key, _, kind, place)) = last {
+            let gone = kind == ChangeKind::Delete && place.revision <= compact;
+            if !gone && place.revision <= upto {
+                self.hash_version(&mut hash, &row_key, kind, place)?;
             }
         }
         Ok(hex(&hash))
+    }
+
+    fn hash_version(
+        &self,
+        hash: &mut Xxh3,
+        row_key: &[u8],
+        kind: ChangeKind,
+        place: Place,
+    ) -> Result<(), StoreError> {
+        let value = match kind {
+            ChangeKind::Put => keyspace::load(self.reader.as_ref(), place)?.encode_to_vec(),
+            ChangeKind::Delete => Vec::new(),
+        };
+        update(hash, row_key, &value);
+        Ok(())
     }
 
     fn hash_rows(&self) -> Result<String, StoreError> {

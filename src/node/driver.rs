@@ -10,6 +10,8 @@ use std::{
     },
 };
 
+use rustix::{process::setpriority_process, thread::gettid};
+
 use crate::{
     node::{
         Transport,
@@ -27,6 +29,8 @@ use crate::{
 
 /// The most events that one turn takes in.
 const EVENTS_PER_TURN_MAX: usize = 1_024;
+/// How far the thread that makes the state durable stands back, in `nice` levels.
+const PERSIST_NICENESS: i32 = 10;
 /// The longest sleep, well below what the replica takes for a pause of the process.
 const SLEEP_MAX: std::time::Duration = std::time::Duration::from_millis(500);
 
@@ -219,6 +223,8 @@ impl Driver {
     fn persist_state(&self) {
         let shared = Arc::clone(&self.shared);
         let persist = move || {
+            // It has time: where the processors are busy, calls go first.
+            let _ = setpriority_process(Some(gettid()), PERSIST_NICENESS);
             let (index, store) = (shared.feed.head().index, shared.store.load_full());
             match store.persist() {
                 Ok(()) => {

@@ -41,7 +41,7 @@ pub struct Published {
 impl Published {
     fn bytes(&self) -> usize {
         let row = |kv: &KeyValue| 128 + kv.key.len() + kv.value.len();
-        let changes = self.changes.iter().map(|c| row(&c.kv) + c.prev.as_ref().map_or(0, row));
+        let changes = self.changes.iter().map(|change| row(&change.kv));
         let metadata = |e: &RecordedEvent| -> usize {
             let pairs = e.metadata.iter().map(|(name, value)| 64 + name.len() + value.len());
             pairs.sum::<usize>() + e.tags.iter().map(|tag| 32 + tag.len()).sum::<usize>()

@@ -37,7 +37,7 @@ impl Default for Tuning {
             heartbeat_interval: Duration::from_millis(50),
             election_timeout_min: Duration::from_millis(300),
             election_timeout_max: Duration::from_millis(600),
-            retained_log_bytes: 32 << 20,
+            retained_log_bytes: 24 << 20,
             calls_max: 4_096,
             waiters_max: 16_384,
             leader_patience: Duration::from_secs(2),

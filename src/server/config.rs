@@ -103,7 +103,7 @@ impl Default for Config {
             heartbeat_interval: Duration::from_millis(50),
             election_timeout_min: Duration::from_millis(300),
             election_timeout_max: Duration::from_millis(600),
-            retained_log_bytes: 32 << 20,
+            retained_log_bytes: 24 << 20,
             slow_request: Duration::from_millis(500),
             otlp_endpoint: String::new(),
             snapshot_rate: 64 << 20,

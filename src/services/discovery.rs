@@ -207,6 +207,7 @@ mod tests {
                 mod_revision: revision,
                 ..Default::default()
             },
+            replaced: Revision::ZERO,
             prev: None,
         };
         let told = watch_response(Update {

@@ -91,7 +91,8 @@ impl KvService for Kv {
         let request = request.into_inner();
         check_watch(&request)?;
         let range = KeyRange::from_wire(&request.key, &request.range_end);
-        let changes = Changes::new(self.0.node.clone(), Space::User, range);
+        let changes =
+            Changes::new(self.0.node.clone(), Space::User, range).with_prev(request.prev_kv);
         let (cursor, opening) = if request.start_revision == 0 {
             let revision = revision(&self.0.view(false, &call).await?)?;
             (changes.caught_up(revision), vec![registered(revision)])
@@ -149,7 +150,13 @@ mod tests {
     #[test]
     fn a_change_is_told_with_its_past_only_where_asked() {
         let kv = |revision| KeyValue { mod_revision: revision, ..Default::default() };
-        let change = |kind| Change { space: Space::User, kind, kv: kv(5), prev: Some(kv(4)) };
+        let change = |kind| Change {
+            space: Space::User,
+            kind,
+            kv: kv(5),
+            replaced: Revision::new(4),
+            prev: Some(kv(4)),
+        };
         let update = |kind| Update {
             items: vec![change(kind)],
             place: Revision::new(5),

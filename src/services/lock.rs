@@ -213,6 +213,7 @@ mod tests {
                 mod_revision: revision,
                 ..Default::default()
             },
+            replaced: Revision::ZERO,
             prev: None,
         };
         let update = Update {

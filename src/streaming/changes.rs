@@ -31,13 +31,20 @@ pub struct Changes {
     node: Handle,
     space: Space,
     range: KeyRange,
+    with_prev: bool,
 }
 
 impl Changes {
     /// The changes of `range` in `space` as this node applies them.
     #[must_use]
     pub const fn new(node: Handle, space: Space, range: KeyRange) -> Self {
-        Self { node, space, range }
+        Self { node, space, range, with_prev: false }
+    }
+
+    /// The same with the version before each change. Without this only history has it.
+    #[must_use]
+    pub fn with_prev(self, with_prev: bool) -> Self {
+        Self { with_prev, ..self }
     }
 
     /// A cursor that starts with the changes after a revision, in history.
@@ -52,6 +59,15 @@ impl Changes {
     pub fn caught_up(self, after: Revision) -> Cursor<Self> {
         let (head, metrics) = (self.node.feed().subscribe(), self.node.metrics().clone());
         Cursor::caught_up(self, head, after).measured(&metrics)
+    }
+
+    /// Adds the version before each change; `None` where one is compacted, as only history can say.
+    fn add_prev(&self, changes: &mut [Change]) -> Option<()> {
+        let view = self.node.view();
+        for change in changes.iter_mut().filter(|change| !change.replaced.is_zero()) {
+            change.prev = Some(view.replaced(change).ok()??);
+        }
+        Some(())
     }
 
     fn wants(&self, change: &Change) -> bool {
@@ -85,8 +101,11 @@ impl Source for Changes {
 
     fn live(&self, after: Revision) -> Option<Piece<Self>> {
         let batches = self.node.feed().after_revision(after, LIVE_BATCHES_MAX)?;
-        let (items, place, more) =
+        let (mut items, place, more) =
             gather(&batches, after, LIVE_BYTES_MAX, |change| self.wants(change));
+        if self.with_prev {
+            self.add_prev(&mut items)?;
+        }
         Some(Piece { items, place, more })
     }
 
@@ -129,7 +148,7 @@ fn gather(
 }
 
 fn size(change: &Change) -> usize {
-    change.kv.encoded_len() + change.prev.as_ref().map_or(0, prost::Message::encoded_len)
+    change.kv.encoded_len()
 }
 
 #[cfg(test)]
@@ -144,7 +163,7 @@ mod tests {
             mod_revision: revision,
             ..Default::default()
         };
-        Change { space: Space::User, kind: ChangeKind::Put, kv, prev: None }
+        Change { space: Space::User, kind: ChangeKind::Put, kv, replaced: Revision::ZERO, prev: None }
     }
 
     fn batch(before: u64, revision: u64, changes: Vec<Change>) -> Arc<Published> {

@@ -3,7 +3,8 @@
 use super::line::{self, Line, Waiter};
 use crate::{
     machine::{
-        Space, View, keyspace,
+        Space, View,
+        keyspace::{self, Current},
         page::{page_size, page_start},
         store::StoreError,
         tx,
@@ -25,9 +26,9 @@ impl View {
     /// # Errors
     /// Where the store cannot be read.
     pub fn lock(&self, name: &str) -> Result<DescribeResponse, StoreError> {
-        let row = self.reader().get(&keyspace::current_key(Space::Locks, name.as_bytes()))?;
+        let row = keyspace::row(self.reader().as_ref(), Space::Locks, name.as_bytes())?;
         let mut lock = match row {
-            Some(row) => self.read_lock(tx::decode(row)?)?,
+            Some(row) => self.read_lock(row)?,
             None => Lock { name: name.to_owned(), ..Lock::default() },
         };
         let range = line::waiters_key(name).prefix();
@@ -63,7 +64,8 @@ impl View {
                 response.next_page_token = last.unwrap_or_default();
                 break;
             }
-            let lock = self.read_lock(tx::decode(row?.1)?)?;
+            let place = Current::decode(&row?.1)?.place;
+            let lock = self.read_lock(keyspace::load(self.reader().as_ref(), place)?)?;
             response.locks.push(lock);
         }
         Ok(Ok(response))

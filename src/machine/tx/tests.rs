@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use crate::{
     machine::{
         MachineConfig, Space,
+        dedup::Requests,
         head::{Counters, Head},
         store::{Batch, Reader, Store as _},
         testing::MapStore,
@@ -35,7 +36,7 @@ proptest! {
         };
         store.commit(batch(&below)).unwrap();
         let config = MachineConfig::default();
-        let mut tx = Tx::new(&store, &config, Head::default(), Counters::default());
+        let mut tx = Tx::new(&store, &config, Head::default(), Counters::default(), Requests::default());
         let write = |tx: &mut Tx<'_>, rows: &Rows| {
             for (k, v) in rows {
                 match v {
@@ -67,7 +68,7 @@ proptest! {
         for k in 0..12 {
             prop_assert_eq!(tx.get(&key(k)).unwrap(), after.get(&key(k)).unwrap());
         }
-        let (batch, ..) = tx.finish();
+        let batch = tx.finish().batch;
         store.commit(Batch { rows: batch.rows.into_iter().filter(|(k, _)| k[0] == 0x40).collect() }).unwrap();
         prop_assert_eq!(store.rows(), after.rows());
     }
@@ -77,7 +78,7 @@ proptest! {
 fn a_unit_shares_a_revision_and_a_key_that_changes_twice_takes_another() {
     let store = MapStore::default();
     let config = MachineConfig::default();
-    let mut tx = Tx::new(&store, &config, Head::default(), Counters::default());
+    let mut tx = Tx::new(&store, &config, Head::default(), Counters::default(), Requests::default());
     let space = Space::Locks;
     tx.begin();
     assert_eq!(tx.next_revision(), Revision::new(1));
@@ -103,7 +104,7 @@ fn a_row_is_listed_under_the_session_that_it_is_bound_to_now() {
     use crate::machine::keyspace::{bound_rows, delete_session_keys};
     let store = MapStore::default();
     let config = MachineConfig::default();
-    let mut tx = Tx::new(&store, &config, Head::default(), Counters::default());
+    let mut tx = Tx::new(&store, &config, Head::default(), Counters::default(), Requests::default());
     let (one, two) = (SessionId::new(1), SessionId::new(2));
     tx.begin();
     for (key, session) in [("a", one), ("b", one), ("c", one), ("d", two)] {
@@ -126,7 +127,7 @@ fn a_row_is_listed_under_the_session_that_it_is_bound_to_now() {
 fn timers_fall_due_in_the_order_of_their_deadlines() {
     let store = MapStore::default();
     let config = MachineConfig::default();
-    let mut tx = Tx::new(&store, &config, Head::default(), Counters::default());
+    let mut tx = Tx::new(&store, &config, Head::default(), Counters::default(), Requests::default());
     let at = LogTime::from_millis;
     tx.set_timer(at(20), 1, b"b");
     tx.set_timer(at(10), 2, b"a");

@@ -5,8 +5,7 @@
 //! and those who still look at the old one keep it.
 
 use std::{
-    cmp::Reverse,
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     iter,
     ops::Bound,
     sync::{
@@ -20,12 +19,36 @@ use bytes::Bytes;
 use crate::machine::store::{Batch, Row, Rows, StoreError};
 
 /// What a row costs beyond its bytes, about.
-const ROW_BYTES: usize = 96;
+const ROW_BYTES: usize = 128;
 
-/// The newest change of a key comes first.
-type Changes = BTreeMap<(Bytes, Reverse<u64>), Option<Bytes>>;
+type Changes = BTreeMap<Bytes, Versions>;
 /// A key and its value there; `None` where it is deleted.
 type Change = (Bytes, Option<Bytes>);
+
+/// What one key was set to: the last, and what came before it, the oldest first.
+#[derive(Debug)]
+struct Versions {
+    last: Version,
+    before: Vec<Version>,
+}
+
+#[derive(Debug)]
+struct Version {
+    /// The batch.
+    number: u64,
+    value: Option<Bytes>,
+}
+
+impl Versions {
+    /// The value as of a batch; `None` where it was not set yet.
+    fn at(&self, number: u64) -> Option<&Option<Bytes>> {
+        if self.last.number <= number {
+            return Some(&self.last.value);
+        }
+        let set = self.before.iter().rev().find(|version| version.number <= number);
+        set.map(|version| &version.value)
+    }
+}
 
 /// Changes by key and batch.
 #[derive(Debug, Default)]
@@ -42,7 +65,16 @@ impl Buffer {
         let mut changes = self.changes.write().unwrap_or_else(PoisonError::into_inner);
         for (key, value) in batch.rows {
             bytes += key.len() + value.as_ref().map_or(0, Bytes::len) + ROW_BYTES;
-            changes.insert((key, Reverse(number)), value);
+            let version = Version { number, value };
+            match changes.entry(key) {
+                Entry::Vacant(place) => {
+                    place.insert(Versions { last: version, before: Vec::new() });
+                }
+                Entry::Occupied(mut place) => {
+                    let versions = place.get_mut();
+                    versions.before.push(std::mem::replace(&mut versions.last, version));
+                }
+            }
         }
         bytes + self.bytes.fetch_add(bytes, Ordering::Relaxed)
     }
@@ -60,21 +92,12 @@ impl Buffer {
         mut visit: impl FnMut(&Bytes, Option<&Bytes>) -> Result<(), E>,
     ) -> Result<(), E> {
         let changes = self.read();
-        let mut before: Option<&Bytes> = None;
-        for ((key, _), value) in &*changes {
-            if before.replace(key) != Some(key) {
-                visit(key, value.as_ref())?;
-            }
-        }
-        Ok(())
+        changes.iter().try_for_each(|(key, versions)| visit(key, versions.last.value.as_ref()))
     }
 
     /// The change of a key as of a batch; `None` where there is none here.
     pub(super) fn get(&self, key: &[u8], number: u64) -> Option<Option<Bytes>> {
-        let from = (Bytes::copy_from_slice(key), Reverse(number));
-        let changes = self.read();
-        let ((found, _), value) = changes.range(from..).next()?;
-        (found == key).then(|| value.clone())
+        self.read().get(key)?.at(number).cloned()
     }
 
     /// The changes of keys from `start` to `end` as of a batch, ascending.
@@ -85,22 +108,15 @@ impl Buffer {
         number: u64,
     ) -> impl Iterator<Item = Change> + use<> {
         let end = end.map(Bytes::copy_from_slice);
-        let mut from = (Bytes::copy_from_slice(start), Reverse(number));
+        let mut from = Bound::Included(Bytes::copy_from_slice(start));
         iter::from_fn(move || {
             let changes = self.read();
-            loop {
-                let ((key, Reverse(at)), value) = changes.range(from.clone()..).next()?;
-                if end.as_ref().is_some_and(|end| key >= end) {
-                    return None;
-                }
-                if *at > number {
-                    from = (key.clone(), Reverse(number));
-                    continue;
-                }
-                let change = (key.clone(), value.clone());
-                from = (after(key), Reverse(number));
-                return Some(change);
-            }
+            let range = (from.as_ref().map(AsRef::as_ref), upper(end.as_ref()));
+            let change = changes.range::<[u8], _>(range).find_map(|(key, versions)| {
+                versions.at(number).map(|value| (key.clone(), value.clone()))
+            })?;
+            from = Bound::Excluded(change.0.clone());
+            Some(change)
         })
     }
 
@@ -111,22 +127,16 @@ impl Buffer {
         end: Option<&[u8]>,
         number: u64,
     ) -> impl Iterator<Item = Change> + use<> {
-        let start = (Bytes::copy_from_slice(start), Reverse(u64::MAX));
-        // What comes before (key, the largest number) are the keys before it.
-        let mut before = end.map(|end| (Bytes::copy_from_slice(end), Reverse(u64::MAX)));
+        let start = Bytes::copy_from_slice(start);
+        let mut end = end.map(Bytes::copy_from_slice);
         iter::from_fn(move || {
             let changes = self.read();
-            loop {
-                let end = before.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
-                let ((key, _), _) = changes.range((Bound::Included(&start), end)).next_back()?;
-                let newest = (key.clone(), Reverse(number));
-                let found = changes.range(newest..).next().filter(|((at, _), _)| at == key);
-                let change = found.map(|((key, _), value)| (key.clone(), value.clone()));
-                before = Some((key.clone(), Reverse(u64::MAX)));
-                if change.is_some() {
-                    return change;
-                }
-            }
+            let range = (Bound::Included(start.as_ref()), upper(end.as_ref()));
+            let change = changes.range::<[u8], _>(range).rev().find_map(|(key, versions)| {
+                versions.at(number).map(|value| (key.clone(), value.clone()))
+            })?;
+            end = Some(change.0.clone());
+            Some(change)
         })
     }
 
@@ -135,12 +145,8 @@ impl Buffer {
     }
 }
 
-/// The first key after a key.
-fn after(key: &[u8]) -> Bytes {
-    let mut next = Vec::with_capacity(key.len() + 1);
-    next.extend_from_slice(key);
-    next.push(0);
-    next.into()
+fn upper(end: Option<&Bytes>) -> Bound<&[u8]> {
+    end.map_or(Bound::Unbounded, |end| Bound::Excluded(end.as_ref()))
 }
 
 /// Lays buffers, the newest first, over rows; both from `start` to `end` and in the same order.

@@ -41,9 +41,10 @@ const FORMAT: &str = "format";
 const FORMAT_VERSION: u64 = 1;
 
 /// Pages kept in memory, in bytes.
-const CACHE_BYTES: usize = 32 << 20;
-/// How much is committed at most before a commit writes it into the file itself, in bytes.
-const BUFFER_BYTES_MAX: usize = 16 << 20;
+const CACHE_BYTES: usize = 16 << 20;
+/// How much is committed at most before a commit writes it into the file itself, in bytes. The node
+/// persists well before; this bounds the memory where the disk does not keep up.
+const BUFFER_BYTES_MAX: usize = 64 << 20;
 /// What precedes each value: the CRC32C of key and value.
 const CHECKSUM_BYTES: usize = 4;
 
