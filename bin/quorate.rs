@@ -4,6 +4,10 @@ use std::process::ExitCode;
 
 use quorate::cli;
 
+/// Many small blocks go from thread to thread here, which the system's allocator is slow at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = match cli::parse(std::env::args_os()) {
         Ok(cli) => cli,

@@ -15,9 +15,7 @@ use crate::{
         tables::{Key, Table},
         tx::{self, Tx},
     },
-    pb::{
-        command::v1::{Done, FoundCluster, Reason, Refusal, RegisterMember},
-    },
+    pb::command::v1::{Done, FoundCluster, Reason, Refusal, RegisterMember},
     types::{ClusterId, Incarnation, KeyRange, SessionId},
 };
 

@@ -202,8 +202,9 @@ pub(crate) fn rows<'a>(
 pub(crate) fn load(reader: &dyn Reader, place: Place) -> Result<KeyValue, StoreError> {
     let key = place.key();
     let row = reader.get(&key)?;
-    let missing =
-        || StoreError(format!("the change at revision {}.{} is missing", place.revision, place.sub));
+    let missing = || {
+        StoreError(format!("the change at revision {}.{} is missing", place.revision, place.sub))
+    };
     Ok(ChangeRow::decode(&key, &row.ok_or_else(missing)?)?.kv)
 }
 

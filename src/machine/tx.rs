@@ -198,6 +198,7 @@ impl<'a> Tx<'a> {
         self.applied.sessions.truncate(sessions);
         self.unit.touched.clear();
         self.unit.sub = 0;
+        self.timers_from = Some(LogTime::ZERO);
     }
 
     /// A number that no other entry of this cluster has, nor any of the cluster that it was
@@ -318,7 +319,11 @@ impl Tx<'_> {
 
     /// The revision that a change of this very row would take now.
     pub(crate) fn revision_for(&self, space: Space, key: &[u8]) -> Revision {
-        if self.unit.touched.contains(space, key) { self.head.revision.next() } else { self.next_revision() }
+        if self.unit.touched.contains(space, key) {
+            self.head.revision.next()
+        } else {
+            self.next_revision()
+        }
     }
 
     /// Writes a row. With a session the row is listed under it (`keyspace::bound_rows`); who

@@ -6,14 +6,7 @@
 use core::cmp::Ordering;
 
 use crate::{
-    machine::{
-        effect::Space,
-        keyspace, lock,
-        outcome::Decision,
-        read,
-        store::StoreError,
-        tx::Tx,
-    },
+    machine::{effect::Space, keyspace, lock, outcome::Decision, read, store::StoreError, tx::Tx},
     pb::kv::v1::{
         Compare, KeyValue, RequestOp, ResponseOp, TxnRequest, TxnResponse,
         compare::{Operator, Target},

@@ -16,6 +16,7 @@ use crate::{
     node::{
         Transport,
         applier::ApplierJob,
+        linger::linger,
         pending::{Marks, Settled},
         places::{Sent, SentKind},
         replica::{Event, Jobs, Replica, WalJob},
@@ -29,6 +30,8 @@ use crate::{
 
 /// The most events that one turn takes in.
 const EVENTS_PER_TURN_MAX: usize = 1_024;
+/// How long the thread looks out for more before it sleeps.
+const LINGER: std::time::Duration = std::time::Duration::from_micros(100);
 /// How far the thread that makes the state durable stands back, in `nice` levels.
 const PERSIST_NICENESS: i32 = 10;
 /// The longest sleep, well below what the replica takes for a pause of the process.
@@ -95,11 +98,15 @@ impl Driver {
             events.append(&mut self.again);
             sleep = std::time::Duration::ZERO;
         }
-        let mut next = match inputs.recv_timeout(sleep) {
-            Ok(input) => Some(input),
-            Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => return false,
-        };
+        let span = sleep.min(LINGER);
+        let mut next = linger(&self.shared.clock, inputs, span);
+        if next.is_none() {
+            next = match inputs.recv_timeout(sleep - span) {
+                Ok(input) => Some(input),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return false,
+            };
+        }
         while let Some(input) = next {
             match input {
                 DriverInput::Event(event) => events.push(event),

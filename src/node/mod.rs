@@ -13,6 +13,7 @@ mod feed;
 mod handle;
 mod install;
 mod lessor;
+mod linger;
 mod pending;
 mod places;
 mod proposal;

@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// How many inputs may wait for the driver.
-const DRIVER_QUEUE: usize = 8_192;
+const DRIVER_QUEUE: usize = 4_096;
 
 /// Why a node cannot start, or could not go on.
 #[derive(Debug, thiserror::Error)]

@@ -163,7 +163,13 @@ mod tests {
             mod_revision: revision,
             ..Default::default()
         };
-        Change { space: Space::User, kind: ChangeKind::Put, kv, replaced: Revision::ZERO, prev: None }
+        Change {
+            space: Space::User,
+            kind: ChangeKind::Put,
+            kv,
+            replaced: Revision::ZERO,
+            prev: None,
+        }
     }
 
     fn batch(before: u64, revision: u64, changes: Vec<Change>) -> Arc<Published> {

@@ -164,8 +164,12 @@ fn the_effects_are_what_history_says() {
     for op in [put("a", "1"), put("b", "1"), put("a", "2"), delete("a", "\0"), put("a", "3")] {
         live.extend(harness.apply(op).changes);
     }
-    let (history, _) =
-        harness.view().changes(Space::User, Revision::new(1), usize::MAX).unwrap().unwrap();
+    let view = harness.view();
+    let (history, _) = view.changes(Space::User, Revision::new(1), usize::MAX).unwrap().unwrap();
+    for change in &mut live {
+        assert_eq!(change.prev, None, "what it replaced is read where somebody wants it");
+        change.prev = view.replaced(change).unwrap();
+    }
     assert_eq!(live, history);
 }
 

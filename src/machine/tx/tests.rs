@@ -78,7 +78,8 @@ proptest! {
 fn a_unit_shares_a_revision_and_a_key_that_changes_twice_takes_another() {
     let store = MapStore::default();
     let config = MachineConfig::default();
-    let mut tx = Tx::new(&store, &config, Head::default(), Counters::default(), Requests::default());
+    let mut tx =
+        Tx::new(&store, &config, Head::default(), Counters::default(), Requests::default());
     let space = Space::Locks;
     tx.begin();
     assert_eq!(tx.next_revision(), Revision::new(1));
@@ -104,7 +105,8 @@ fn a_row_is_listed_under_the_session_that_it_is_bound_to_now() {
     use crate::machine::keyspace::{bound_rows, delete_session_keys};
     let store = MapStore::default();
     let config = MachineConfig::default();
-    let mut tx = Tx::new(&store, &config, Head::default(), Counters::default(), Requests::default());
+    let mut tx =
+        Tx::new(&store, &config, Head::default(), Counters::default(), Requests::default());
     let (one, two) = (SessionId::new(1), SessionId::new(2));
     tx.begin();
     for (key, session) in [("a", one), ("b", one), ("c", one), ("d", two)] {
@@ -127,7 +129,8 @@ fn a_row_is_listed_under_the_session_that_it_is_bound_to_now() {
 fn timers_fall_due_in_the_order_of_their_deadlines() {
     let store = MapStore::default();
     let config = MachineConfig::default();
-    let mut tx = Tx::new(&store, &config, Head::default(), Counters::default(), Requests::default());
+    let mut tx =
+        Tx::new(&store, &config, Head::default(), Counters::default(), Requests::default());
     let at = LogTime::from_millis;
     tx.set_timer(at(20), 1, b"b");
     tx.set_timer(at(10), 2, b"a");
