@@ -215,11 +215,9 @@ pub(crate) fn deregister(
 
 /// Removes the registrations of the nodes of the cluster that a state was restored from.
 pub(crate) fn remove_nodes(tx: &mut Tx<'_>) -> Result<(), StoreError> {
-    let range =
-        KeyRange::prefix(&keyspace::current_key(Space::Instances, &row_key(NODE_SERVICE, "")));
-    let instances: Vec<Instance> = tx
-        .scan(&range.start, range.end.as_deref())
-        .map(|row| decode(row?.1))
+    let range = KeyRange::prefix(&row_key(NODE_SERVICE, ""));
+    let instances: Vec<Instance> = keyspace::rows(tx, Space::Instances, &range)
+        .map(|row| tx::decode(row?.value))
         .collect::<Result<_, StoreError>>()?;
     for instance in instances {
         tx.delete_row(Space::Instances, &row_key(NODE_SERVICE, &instance.instance_id))?;

@@ -8,9 +8,11 @@
 
 use crate::{
     machine::{
-        Head, MachineConfig, cluster, discovery, head, session,
+        Head, MachineConfig, cluster,
+        dedup::Requests,
+        discovery, head, session,
         store::{Store, StoreError},
-        tx::Tx,
+        tx::{Finished, Tx},
     },
     raft::Membership,
     types::Revision,
@@ -32,7 +34,8 @@ const LEAP_WITHOUT_CLOCK: u64 = 1 << 40;
 pub fn restore(store: &dyn Store, restored_from: &str) -> Result<Head, StoreError> {
     let (head, counters) = head::load(store)?;
     let config = MachineConfig::default();
-    let mut tx = Tx::new(store, &config, head, counters);
+    let requests = Requests::load(store)?;
+    let mut tx = Tx::new(store, &config, head, counters, requests);
     tx.begin();
     session::carry_over(&mut tx)?;
     discovery::remove_nodes(&mut tx)?;
@@ -40,7 +43,7 @@ pub fn restore(store: &dyn Store, restored_from: &str) -> Result<Head, StoreErro
     tx.head.membership = Membership::default();
     tx.head.compact_revision = tx.head.revision;
     tx.counters.restored = true;
-    let (batch, applied, ..) = tx.finish();
+    let Finished { batch, applied, .. } = tx.finish();
     store.commit(batch)?;
     Ok(applied.head)
 }
