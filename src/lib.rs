@@ -7,6 +7,7 @@ pub mod cli;
 pub mod client;
 pub mod lab;
 pub mod machine;
+pub mod net;
 pub mod node;
 pub mod observe;
 pub mod pb;

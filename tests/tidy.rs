@@ -21,6 +21,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("storage", 2),
     ("wire", 2),
     ("observe", 2),
+    ("net", 2),
     ("node", 3),
     ("streaming", 4),
     ("client", 4),

@@ -37,6 +37,18 @@ pub struct Globals {
     #[arg(long, global = true, env = "QUORATE_ENDPOINTS", hide_env_values = true)]
     #[arg(value_name = "HOST:PORT,...", value_delimiter = ',')]
     pub endpoints: Option<Vec<String>>,
+    /// The CAs to trust, in PEM: dials by TLS [default: ca.pem beside ./quorate-data/endpoints]
+    #[arg(long, global = true, env = "QUORATE_TLS_CA", hide_env_values = true)]
+    #[arg(value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// The certificate to show to nodes that demand one, in PEM with its intermediates
+    #[arg(long, global = true, env = "QUORATE_TLS_CLIENT_CERT", hide_env_values = true)]
+    #[arg(value_name = "FILE")]
+    pub tls_client_cert: Option<PathBuf>,
+    /// The private key of --tls-client-cert, in PEM
+    #[arg(long, global = true, env = "QUORATE_TLS_CLIENT_KEY", hide_env_values = true)]
+    #[arg(value_name = "FILE")]
+    pub tls_client_key: Option<PathBuf>,
     /// Bounds each call, retries included; not --wait and not streams [default: 5s]
     #[arg(long, global = true, env = "QUORATE_TIMEOUT", hide_env_values = true)]
     #[arg(value_name = "DURATION", value_parser = parse_duration)]

@@ -1,21 +1,27 @@
 //! What a command works with: the settings in their order of precedence, the client, the output.
 //!
 //! Flags and `QUORATE_*` variables come first (clap joins those two), then the `--config` file,
-//! then the endpoints that `up` wrote down, then the defaults.
+//! then the endpoints that `up` wrote down, with the CA beside them, then the defaults.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 use crate::{
     cli::{Error, Globals, OutputFormat, show::Show},
-    client::Client,
+    client::{Client, Tls},
     server::parse_duration,
     types::Duration,
 };
 
 /// Where `up` writes its endpoints down, below its default directory.
 const ENDPOINTS_FILE: &str = "quorate-data/endpoints";
+
+/// The CA of the nodes, beside the endpoints; there only while they speak TLS.
+const CA_FILE: &str = "ca.pem";
 
 /// Where `up` listens unless told otherwise.
 const ENDPOINTS_DEFAULT: [&str; 3] = ["127.0.0.1:7401", "127.0.0.1:7402", "127.0.0.1:7403"];
@@ -38,6 +44,9 @@ struct File {
     #[serde(deserialize_with = "duration")]
     timeout: Option<Duration>,
     output: Option<OutputFormat>,
+    tls_ca: Option<PathBuf>,
+    tls_client_cert: Option<PathBuf>,
+    tls_client_key: Option<PathBuf>,
 }
 
 impl Context {
@@ -47,16 +56,18 @@ impl Context {
 
     fn from_layers(globals: &Globals, written: &Path) -> Result<Self, Error> {
         let file = globals.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
-        let given = globals.endpoints.clone().or(file.endpoints);
-        let endpoints = match given {
-            Some(endpoints) => listed(endpoints.iter().map(String::as_str)),
-            None => written_down(written)?,
+        let given = globals.endpoints.as_ref().or(file.endpoints.as_ref());
+        let (endpoints, beside) = match given {
+            Some(endpoints) => (listed(endpoints.iter().map(String::as_str)), None),
+            None => (written_down(written)?, ca_beside(written)),
         };
-        let client = Client::builder()
+        let mut builder = Client::builder()
             .endpoints(endpoints.clone())
-            .timeout(globals.timeout.or(file.timeout).unwrap_or(TIMEOUT_DEFAULT))
-            .build()
-            .map_err(|error| Error::Usage(error.to_string()))?;
+            .timeout(globals.timeout.or(file.timeout).unwrap_or(TIMEOUT_DEFAULT));
+        if let Some(tls) = tls(globals, &file, beside)? {
+            builder = builder.tls(tls);
+        }
+        let client = builder.build().map_err(|error| Error::Usage(error.to_string()))?;
         let show = Show::new(globals.output.or(file.output).unwrap_or_default());
         Ok(Self { client, show, endpoints })
     }
@@ -71,6 +82,37 @@ impl File {
         let text = fs::read_to_string(path).map_err(|error| told(&error))?;
         toml::from_str(&text).map_err(|error| told(&error.message()))
     }
+}
+
+/// The certificates to dial with; none is plaintext.
+fn tls(globals: &Globals, file: &File, beside: Option<PathBuf>) -> Result<Option<Tls>, Error> {
+    let first = |flag: &Option<PathBuf>, file: &Option<PathBuf>| flag.clone().or(file.clone());
+    let cert = first(&globals.tls_client_cert, &file.tls_client_cert);
+    let key = first(&globals.tls_client_key, &file.tls_client_key);
+    let usage = |what: &str| Err(Error::Usage(what.to_owned()));
+    let Some(ca) = first(&globals.tls_ca, &file.tls_ca).or(beside) else {
+        if cert.is_some() || key.is_some() {
+            return usage("--tls-client-cert: name the CA to trust with --tls-ca as well");
+        }
+        return Ok(None);
+    };
+    let trusting = Tls::trusting(read(&ca)?);
+    match (cert, key) {
+        (Some(cert), Some(key)) => Ok(Some(trusting.identity(read(&cert)?, read(&key)?))),
+        (None, None) => Ok(Some(trusting)),
+        (Some(_), None) => usage("--tls-client-key: name the key of --tls-client-cert"),
+        (None, Some(_)) => usage("--tls-client-cert: name the certificate of --tls-client-key"),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    fs::read(path).map_err(|error| Error::failed(format!("{}: {error}", path.display())))
+}
+
+/// The CA that `up` left beside the endpoints.
+fn ca_beside(endpoints: &Path) -> Option<PathBuf> {
+    let ca = endpoints.with_file_name(CA_FILE);
+    (endpoints.exists() && ca.exists()).then_some(ca)
 }
 
 /// The endpoints that `up` wrote down, or the defaults.

@@ -4,7 +4,7 @@ use std::io;
 
 use tonic::Code;
 
-use crate::client;
+use crate::{client, net::Fault};
 
 /// The exit code of a lock that was lost while its command ran: 64 + ABORTED.
 pub(crate) const LOCK_LOST: u8 = refused(Code::Aborted);
@@ -96,7 +96,36 @@ const fn refused(code: Code) -> u8 {
     64 + code as u8
 }
 
+/// What to do about a connection that TLS, or the lack of it, kept from being made.
+fn tls_hint(fault: Fault) -> &'static str {
+    match fault {
+        Fault::TlsDemanded => {
+            "name the CA to trust with --tls-ca FILE; `quorate up --tls` leaves it in \
+             ./quorate-data/ca.pem"
+        }
+        Fault::NotTls => "leave out --tls-ca (QUORATE_TLS_CA), or give the nodes certificates",
+        Fault::UnknownCa => "name the CA that signed the node's certificate with --tls-ca FILE",
+        Fault::Expired => "renew the node's certificate; the node reads the new file by itself",
+        Fault::NotYetValid => "see whether the clocks here and there are right",
+        Fault::WrongName => {
+            "reach the node by a name or address of its certificate, or have one made for this one"
+        }
+        Fault::CertificateDemanded => {
+            "show one with --tls-client-cert FILE --tls-client-key FILE; the node's \
+             --tls-client-ca must have signed it"
+        }
+        Fault::Distrusted => {
+            "show a certificate for clients that the node's --tls-client-ca signed"
+        }
+        Fault::OwnExpired => "renew the certificate of --tls-client-cert",
+        _ => "see the node's log for its side of it",
+    }
+}
+
 fn hint_of(error: &client::Error) -> Option<String> {
+    if let Some(fault) = error.tls_fault() {
+        return Some(tls_hint(fault).to_owned());
+    }
     let hint = match (error.reason(), error.code()) {
         ("", Code::Unavailable) => {
             "start a cluster with `quorate up`, or name the nodes with --endpoints"

@@ -12,6 +12,9 @@ use crate::{
     types::Duration,
 };
 
+/// Where the flags of certificates stand in the help.
+const TLS: &str = "TLS; the files are read again when they change, and on SIGHUP";
+
 /// Flags of `node`.
 #[derive(Clone, Debug, Args)]
 #[command(
@@ -49,7 +52,35 @@ pub struct NodeArgs {
     /// Found the cluster from a backup: the same file on every founding node, beside --bootstrap
     #[arg(long, value_name = "FILE", env = "QUORATE_RESTORE", hide_env_values = true)]
     restore: Option<PathBuf>,
-    /// Permit to listen beyond loopback, without TLS
+    /// The certificate that clients are shown, in PEM with its intermediates [default: plaintext]
+    #[arg(long, value_name = "FILE", env = "QUORATE_TLS_CERT", hide_env_values = true)]
+    #[arg(help_heading = TLS)]
+    tls_cert: Option<PathBuf>,
+    /// The private key of --tls-cert, in PEM
+    #[arg(long, value_name = "FILE", env = "QUORATE_TLS_KEY", hide_env_values = true)]
+    #[arg(help_heading = TLS)]
+    tls_key: Option<PathBuf>,
+    /// Demand of clients certificates that one of these CAs signed, in PEM [default: demand none]
+    #[arg(long, value_name = "FILE", env = "QUORATE_TLS_CLIENT_CA", hide_env_values = true)]
+    #[arg(help_heading = TLS)]
+    tls_client_ca: Option<PathBuf>,
+    /// The certificate that peers are shown, in both directions, in PEM [default: plaintext]
+    #[arg(long, value_name = "FILE", env = "QUORATE_PEER_TLS_CERT", hide_env_values = true)]
+    #[arg(help_heading = TLS)]
+    peer_tls_cert: Option<PathBuf>,
+    /// The private key of --peer-tls-cert, in PEM
+    #[arg(long, value_name = "FILE", env = "QUORATE_PEER_TLS_KEY", hide_env_values = true)]
+    #[arg(help_heading = TLS)]
+    peer_tls_key: Option<PathBuf>,
+    /// The CAs of peers' certificates, in PEM; peers always demand them of each other
+    #[arg(long, value_name = "FILE", env = "QUORATE_PEER_TLS_CA", hide_env_values = true)]
+    #[arg(help_heading = TLS)]
+    peer_tls_ca: Option<PathBuf>,
+    /// A name that every peer's certificate must be valid for [default: the host that is dialled]
+    #[arg(long, value_name = "NAME", env = "QUORATE_PEER_TLS_NAME", hide_env_values = true)]
+    #[arg(help_heading = TLS)]
+    peer_tls_name: Option<String>,
+    /// Permit to listen in plaintext beyond loopback
     #[arg(long, env = "QUORATE_INSECURE_LISTEN", hide_env_values = true)]
     insecure_listen: bool,
     /// How log lines are written: text or json [default: text]
@@ -98,6 +129,34 @@ pub struct NodeArgs {
     /// How many streams may be open at once [default: 16384]
     #[arg(long, value_name = "N", env = "QUORATE_STREAMS_MAX", hide_env_values = true)]
     streams_max: Option<usize>,
+    /// How many connections clients may have open at once; more are closed [default: 4096]
+    #[arg(long, value_name = "N", env = "QUORATE_CONNECTIONS_MAX", hide_env_values = true)]
+    connections_max: Option<usize>,
+    /// How many connections peers may have open at once; more are closed [default: 256]
+    #[arg(long, value_name = "N", env = "QUORATE_PEER_CONNECTIONS_MAX", hide_env_values = true)]
+    peer_connections_max: Option<usize>,
+    /// How many calls and streams one connection may have open at once [default: 4096]
+    #[arg(long, value_name = "N", env = "QUORATE_STREAMS_PER_CONNECTION_MAX")]
+    #[arg(hide_env_values = true)]
+    streams_per_connection_max: Option<u32>,
+    /// How many bytes a message of a client may have [default: 8388608]
+    #[arg(long, value_name = "BYTES", env = "QUORATE_MESSAGE_BYTES_MAX", hide_env_values = true)]
+    message_bytes_max: Option<usize>,
+    /// How many bytes the headers of one call may have [default: 16384]
+    #[arg(long, value_name = "BYTES", env = "QUORATE_HEADER_BYTES_MAX", hide_env_values = true)]
+    header_bytes_max: Option<u32>,
+    /// How long a TLS handshake may take, and a connection's first bytes [default: 5s]
+    #[arg(long, value_name = "DURATION", env = "QUORATE_HANDSHAKE_TIMEOUT")]
+    #[arg(hide_env_values = true, value_parser = parse_duration)]
+    handshake_timeout: Option<Duration>,
+    /// How long a client's connection may be silent before it is probed [default: 20s]
+    #[arg(long, value_name = "DURATION", env = "QUORATE_KEEPALIVE_INTERVAL")]
+    #[arg(hide_env_values = true, value_parser = parse_duration)]
+    keepalive_interval: Option<Duration>,
+    /// How long it may leave the probe unanswered before it is closed [default: 10s]
+    #[arg(long, value_name = "DURATION", env = "QUORATE_KEEPALIVE_TIMEOUT")]
+    #[arg(hide_env_values = true, value_parser = parse_duration)]
+    keepalive_timeout: Option<Duration>,
     /// Stop when standard input closes; `up` passes it
     #[arg(long, hide = true)]
     stop_on_stdin_close: bool,
@@ -161,6 +220,21 @@ impl NodeArgs {
             calls_max: self.calls_max,
             waits_max: self.waits_max,
             streams_max: self.streams_max,
+            tls_cert: self.tls_cert,
+            tls_key: self.tls_key,
+            tls_client_ca: self.tls_client_ca,
+            peer_tls_cert: self.peer_tls_cert,
+            peer_tls_key: self.peer_tls_key,
+            peer_tls_ca: self.peer_tls_ca,
+            peer_tls_name: self.peer_tls_name,
+            connections_max: self.connections_max,
+            peer_connections_max: self.peer_connections_max,
+            streams_per_connection_max: self.streams_per_connection_max,
+            message_bytes_max: self.message_bytes_max,
+            header_bytes_max: self.header_bytes_max,
+            handshake_timeout: self.handshake_timeout,
+            keepalive_interval: self.keepalive_interval,
+            keepalive_timeout: self.keepalive_timeout,
         }
     }
 }

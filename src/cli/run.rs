@@ -5,7 +5,7 @@ use std::{ffi::OsString, process::ExitCode};
 use clap::{Parser as _, error::ErrorKind};
 
 use crate::{
-    cli::{Cli, Command, Error, context::Context},
+    cli::{Cli, Command, Error, Globals, context::Context},
     server::{ConfigError, LogFormat, telemetry},
 };
 
@@ -71,7 +71,10 @@ async fn dispatch(cli: Cli) -> Result<u8, Error> {
     let context = || Context::new(&globals);
     match command {
         Command::Up(args) => args.run(globals.config.as_deref()).await?,
-        Command::Node(args) => args.run(globals.config.as_deref()).await?,
+        Command::Node(args) => {
+            refuse_client_tls(&globals)?;
+            args.run(globals.config.as_deref()).await?;
+        }
         Command::Status(args) => args.run(&context()?).await?,
         Command::Kv(command) => command.run(&context()?).await?,
         Command::Lock(command) => return command.run(&context()?).await,
@@ -82,6 +85,17 @@ async fn dispatch(cli: Cli) -> Result<u8, Error> {
         Command::Completions(args) => args.run()?,
     }
     Ok(0)
+}
+
+/// A node that were given a client's flag would not demand what the person thinks it does. A
+/// variable may be meant for other commands.
+fn refuse_client_tls(globals: &Globals) -> Result<(), Error> {
+    if globals.tls_ca.is_some() && std::env::var_os("QUORATE_TLS_CA").is_none() {
+        let what = "--tls-ca is for commands that talk to nodes; a node takes --tls-client-ca and \
+                    --peer-tls-ca";
+        return Err(Error::Usage(what.to_owned()));
+    }
+    Ok(())
 }
 
 /// What is wrong with a command line in one line, and a second one where there is a way out.

@@ -12,7 +12,7 @@ use crate::{
 /// Flags of `up`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  quorate up\n  quorate up --nodes 5 --ephemeral -- --log-level debug\n\nA --config file holds settings of every node, such as log_level = \"debug\"."
+    after_help = "Examples:\n  quorate up\n  quorate up --tls\n  quorate up --nodes 5 --ephemeral -- --log-level debug\n\nA --config file holds settings of every node, such as log_level = \"debug\"."
 )]
 pub struct UpArgs {
     /// How many nodes
@@ -31,6 +31,9 @@ pub struct UpArgs {
     /// Found the cluster from a saved snapshot
     #[arg(long, value_name = "FILE")]
     restore: Option<PathBuf>,
+    /// Make certificates: peers demand them of each other, clients need the CA alone
+    #[arg(long)]
+    tls: bool,
     /// Further flags of each node
     #[arg(last = true, value_name = "NODE FLAGS")]
     node_flags: Vec<String>,
@@ -56,6 +59,7 @@ impl UpArgs {
             data_dir: self.data_dir,
             ephemeral: self.ephemeral,
             restore: absolute(self.restore)?,
+            tls: self.tls,
             node_flags: self.node_flags,
             program,
             typed_as,

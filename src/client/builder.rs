@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use crate::{
     client::{
-        Cluster, Discovery, Error, Events, Kv, Locks, Sessions,
-        pool::{Pool, Slot},
+        Cluster, Discovery, Error, Events, Kv, Locks, Sessions, Tls,
+        pool::{Dialling, Pool, Slot},
     },
     observe::TraceParent,
     types::Duration,
@@ -114,6 +114,7 @@ pub struct Builder {
     timeout: Duration,
     patience: Duration,
     connect_timeout: Duration,
+    tls: Option<Tls>,
 }
 
 impl Default for Builder {
@@ -123,12 +124,14 @@ impl Default for Builder {
             timeout: TIMEOUT_DEFAULT,
             patience: PATIENCE_DEFAULT,
             connect_timeout: CONNECT_TIMEOUT_DEFAULT,
+            tls: None,
         }
     }
 }
 
 impl Builder {
-    /// Adds endpoints: `host:port`, or the same behind `http://`. The first is asked first.
+    /// Adds endpoints: `host:port`, or the same behind `http://`, or `https://` with
+    /// [`Builder::tls`]. The first is asked first.
     pub fn endpoints<I>(mut self, endpoints: I) -> Self
     where
         I: IntoIterator,
@@ -157,20 +160,29 @@ impl Builder {
         self
     }
 
+    /// Dials every node by TLS. Without it all is plaintext.
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
     /// Makes the client. Nothing is connected yet.
     ///
     /// # Errors
-    /// INVALID_ARGUMENT without any endpoint, or when one is not `host:port`.
+    /// INVALID_ARGUMENT without any endpoint, when one is not `host:port` or asks for TLS where
+    /// there is none or the other way round, and when the certificates are not PEM of their kind.
     pub fn build(self) -> Result<Client, Error> {
         if self.endpoints.is_empty() {
             return Err(Error::invalid("a client needs at least one endpoint"));
         }
+        let tls = self.tls.as_ref().map(Tls::config).transpose()?;
+        let dialling = Dialling { connect_timeout: self.connect_timeout, tls };
         let slots = self
             .endpoints
             .iter()
-            .map(|endpoint| Slot::parse(endpoint, self.connect_timeout))
+            .map(|endpoint| Slot::parse(endpoint, &dialling))
             .collect::<Result<_, _>>()?;
-        let pool = Arc::new(Pool::new(slots, self.connect_timeout));
+        let pool = Arc::new(Pool::new(slots, dialling));
         Ok(Client { pool, timeout: self.timeout, patience: self.patience, parent: None })
     }
 }

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::{
     client::{Client, Error},
+    net::Fault,
     observe::TRACEPARENT,
     types::{Duration, Rng},
 };
@@ -124,6 +125,8 @@ pub(crate) struct Attempts<'a> {
     unknown: bool,
     last: Option<Error>,
     failures: usize,
+    /// How many attempts in a row failed for reasons that waiting does not mend.
+    closed_doors: usize,
     backoff: Backoff,
 }
 
@@ -143,6 +146,7 @@ impl<'a> Attempts<'a> {
             unknown: false,
             last: None,
             failures: 0,
+            closed_doors: 0,
             backoff: Backoff::new(),
         }
     }
@@ -172,6 +176,8 @@ impl<'a> Attempts<'a> {
         if self.effect == Effect::Once && error.outcome_unknown() {
             return Err(error.into_unknown());
         }
+        let closed = error.tls_fault().is_some_and(Fault::stays);
+        self.closed_doors = if closed { self.closed_doors + 1 } else { 0 };
         let now = Instant::now();
         if now - started >= ESTABLISHED_AFTER {
             self.established = true;
@@ -198,7 +204,8 @@ impl<'a> Attempts<'a> {
                 outage_since + if self.established { established } else { first }
             }
         };
-        if now + pause >= give_up_at {
+        let locked_out = !self.established && self.closed_doors >= pool.len();
+        if locked_out || now + pause >= give_up_at {
             return Err(self.exhausted());
         }
         sleep_until(now + pause).await;

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, error::Error as _};
 use tonic::{Code, ConnectError, Status, TimeoutExpired};
 use tonic_types::StatusExt as _;
 
-use crate::types::Duration;
+use crate::{net::Fault, types::Duration};
 
 /// A call that failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -21,6 +21,7 @@ pub struct Error {
     metadata: BTreeMap<String, String>,
     retry_after: Option<Duration>,
     standing: Standing,
+    tls_fault: Option<Fault>,
 }
 
 /// What is known of the request behind an error.
@@ -63,6 +64,13 @@ impl Error {
     #[must_use]
     pub fn outcome_unknown(&self) -> bool {
         self.standing == Standing::Unknown
+    }
+
+    /// What kept the connection from being made by TLS, or by plaintext where TLS is demanded. The
+    /// request was certainly not done.
+    #[must_use]
+    pub const fn tls_fault(&self) -> Option<Fault> {
+        self.tls_fault
     }
 
     /// Whether the same request may be sent again at once, given that repeating is harmless.
@@ -112,7 +120,9 @@ impl Error {
 
     /// The same error, told as one of all `addresses` where no node could be reached.
     pub(crate) fn of_all(mut self, addresses: &[String]) -> Self {
-        if self.code == Code::Unavailable && self.reason.is_empty() {
+        if self.tls_fault.is_some() {
+            self.message = format!("no connection to {}: {}", addresses.join(", "), self.message);
+        } else if self.code == Code::Unavailable && self.reason.is_empty() {
             self.message = format!("no node answers at {}: {}", addresses.join(", "), self.message);
         }
         self
@@ -126,6 +136,7 @@ impl Error {
             metadata: BTreeMap::new(),
             retry_after: None,
             standing,
+            tls_fault: None,
         }
     }
 }
@@ -134,9 +145,15 @@ impl From<Status> for Error {
     fn from(status: Status) -> Self {
         let info = status.get_details_error_info();
         let reason = info.as_ref().map(|info| info.reason.trim_start_matches("REASON_").to_owned());
-        let standing = standing(&status, reason.as_deref());
+        let tls_fault = status.source().and_then(Fault::behind);
+        let standing = match tls_fault {
+            // The connection carries no request before both sides accepted each other.
+            Some(_) => Standing::NotProposed,
+            None => standing(&status, reason.as_deref()),
+        };
         let told = status.message().split_once('\n').map_or(status.message(), |(first, _)| first);
         let message = match causes(&status) {
+            _ if tls_fault.is_some() => tls_told(&status, tls_fault),
             Some(causes) if !told.is_empty() => format!("{told}: {causes}"),
             Some(causes) => causes,
             None if told.is_empty() => status.code().description().to_lowercase(),
@@ -149,7 +166,17 @@ impl From<Status> for Error {
             metadata: info.map(|info| info.metadata.into_iter().collect()).unwrap_or_default(),
             retry_after: status.get_details_retry_info().and_then(|info| info.retry_delay),
             standing,
+            tls_fault,
         }
+    }
+}
+
+/// What went wrong with TLS; where this side found it, in its own words.
+fn tls_told(status: &Status, fault: Option<Fault>) -> String {
+    let told = fault.map(Fault::told).unwrap_or_default();
+    match causes(status) {
+        Some(causes) if causes.starts_with(told) => causes,
+        _ => told.to_owned(),
     }
 }
 

@@ -35,6 +35,7 @@ mod resume;
 mod sessions;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 pub use backup::SnapshotParts;
 pub use builder::{Builder, Client};
@@ -47,3 +48,4 @@ pub use locks::{LockWatch, Locks};
 pub use put_stream::{PutAck, PutAcks, PutStream};
 pub use resume::Resuming;
 pub use sessions::Sessions;
+pub use tls::Tls;

@@ -8,9 +8,10 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
+use rustls::ClientConfig;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{client::Error, types::Duration};
+use crate::{client::Error, net::Dial, types::Duration};
 
 /// How many endpoints a client knows at most, those it was led to included.
 const ENDPOINTS_MAX: usize = 64;
@@ -28,11 +29,19 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 /// How long a ping may go unanswered before the connection counts as broken.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How every endpoint is dialled.
+#[derive(Clone, Debug)]
+pub(crate) struct Dialling {
+    pub(crate) connect_timeout: Duration,
+    /// Plaintext where there is none.
+    pub(crate) tls: Option<Arc<ClientConfig>>,
+}
+
 #[derive(Debug)]
 pub(crate) struct Pool {
     slots: RwLock<Vec<Arc<Slot>>>,
     current: AtomicUsize,
-    connect_timeout: Duration,
+    dialling: Dialling,
 }
 
 /// One endpoint.
@@ -40,45 +49,61 @@ pub(crate) struct Pool {
 pub(crate) struct Slot {
     address: String,
     endpoint: Endpoint,
+    dial: Option<Dial>,
     channel: OnceLock<Channel>,
 }
 
 impl Slot {
-    /// Takes `host:port`, or the same behind `http://`.
-    pub(crate) fn parse(text: &str, connect_timeout: Duration) -> Result<Self, Error> {
+    /// Takes `host:port`, or the same behind the scheme that goes with `dialling`.
+    pub(crate) fn parse(text: &str, dialling: &Dialling) -> Result<Self, Error> {
         let wrong = |why: &str| Error::invalid(format!("endpoint {text:?} {why}"));
-        if text.starts_with("https://") {
-            return Err(wrong("asks for TLS, which this version does not speak"));
+        let (scheme, address) = text.split_once("://").unwrap_or(("", text));
+        match (scheme, &dialling.tls) {
+            ("", _) | ("http", None) | ("https", Some(_)) => {}
+            ("https", None) => return Err(wrong("asks for TLS: name the CA to trust as well")),
+            ("http", Some(_)) => {
+                return Err(wrong("asks for plaintext, and there is a CA for TLS"));
+            }
+            _ => return Err(wrong("is not host:port")),
         }
-        let address = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+        let address = address.trim_end_matches('/');
         let (host, port) = address.rsplit_once(':').ok_or_else(|| wrong("is not host:port"))?;
         if host.is_empty() || port.parse::<u16>().is_err() {
             return Err(wrong("is not host:port"));
         }
+        let origin = if dialling.tls.is_some() { "https" } else { "http" };
+        let origin = format!("{origin}://{address}").parse();
+        // The connector does the TLS; https here would make tonic look for a TLS of its own.
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|_| wrong("is not host:port"))?
-            .connect_timeout(connect_timeout)
+            .origin(origin.map_err(|_| wrong("is not host:port"))?)
+            .connect_timeout(dialling.connect_timeout)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .initial_stream_window_size(STREAM_WINDOW_BYTES);
-        Ok(Self { address: address.to_owned(), endpoint, channel: OnceLock::new() })
+        let dial = dialling.tls.clone().map(Dial::fixed);
+        Ok(Self { address: address.to_owned(), endpoint, dial, channel: OnceLock::new() })
     }
 
     fn channel(&self) -> Channel {
-        self.channel.get_or_init(|| self.endpoint.connect_lazy()).clone()
+        let connect = || match &self.dial {
+            None => self.endpoint.connect_lazy(),
+            Some(dial) => self.endpoint.connect_with_connector_lazy(dial.clone()),
+        };
+        self.channel.get_or_init(connect).clone()
     }
 }
 
 impl Pool {
-    pub(crate) fn new(slots: Vec<Slot>, connect_timeout: Duration) -> Self {
+    pub(crate) fn new(slots: Vec<Slot>, dialling: Dialling) -> Self {
         assert!(!slots.is_empty(), "the builder refuses a client without endpoints");
         Self {
             slots: RwLock::new(slots.into_iter().map(Arc::new).collect()),
             current: AtomicUsize::new(0),
-            connect_timeout,
+            dialling,
         }
     }
 
@@ -111,7 +136,7 @@ impl Pool {
         let target = match known {
             Some(target) => target,
             None if slots.len() < ENDPOINTS_MAX => {
-                let Ok(slot) = Slot::parse(address, self.connect_timeout) else { return false };
+                let Ok(slot) = Slot::parse(address, &self.dialling) else { return false };
                 slots.push(Arc::new(slot));
                 slots.len() - 1
             }
@@ -131,9 +156,9 @@ mod tests {
     use super::*;
 
     fn pool(addresses: &[&str]) -> Pool {
-        let limit = Duration::from_millis(1);
-        let slots = addresses.iter().map(|a| Slot::parse(a, limit).expect("well formed"));
-        Pool::new(slots.collect(), limit)
+        let dialling = Dialling { connect_timeout: Duration::from_millis(1), tls: None };
+        let slots = addresses.iter().map(|a| Slot::parse(a, &dialling).expect("well formed"));
+        Pool::new(slots.collect(), dialling)
     }
 
     #[tokio::test]

@@ -15,11 +15,11 @@ use std::{
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 use tokio::process::{Child, ChildStdin, Command};
 
-use crate::{server::Addresses, types::Duration};
+use crate::{lab::certificates::NodeFiles, server::Addresses, types::Duration};
 
 /// Variables that set what differs from node to node: here the flags say it, and whoever runs this
 /// may have them set for a node of another cluster.
-const OF_ONE_NODE: [&str; 10] = [
+const OF_ONE_NODE: [&str; 17] = [
     "QUORATE_ID",
     "QUORATE_DATA_DIR",
     "QUORATE_LISTEN",
@@ -30,6 +30,13 @@ const OF_ONE_NODE: [&str; 10] = [
     "QUORATE_BOOTSTRAP",
     "QUORATE_INITIAL_CLUSTER",
     "QUORATE_RESTORE",
+    "QUORATE_TLS_CERT",
+    "QUORATE_TLS_KEY",
+    "QUORATE_TLS_CLIENT_CA",
+    "QUORATE_PEER_TLS_CERT",
+    "QUORATE_PEER_TLS_KEY",
+    "QUORATE_PEER_TLS_CA",
+    "QUORATE_PEER_TLS_NAME",
 ];
 
 /// The log's name in a node's directory.
@@ -48,6 +55,8 @@ pub(crate) struct NodeSpec {
     pub(crate) bootstrap: bool,
     /// The backup that it founds the cluster from; it counts beside `bootstrap` only.
     pub(crate) restore: Option<PathBuf>,
+    /// Its certificates, for clients and for peers; plaintext where there are none.
+    pub(crate) tls: Option<NodeFiles>,
     /// Further flags, as a person gave them.
     pub(crate) flags: Vec<String>,
 }
@@ -76,6 +85,17 @@ impl NodeSpec {
             args.push("--bootstrap".into());
             if let Some(file) = &self.restore {
                 args.extend(["--restore".into(), file.clone().into()]);
+            }
+        }
+        if let Some(NodeFiles { cert, key, ca }) = &self.tls {
+            for (flag, file) in [
+                ("--tls-cert", cert),
+                ("--tls-key", key),
+                ("--peer-tls-cert", cert),
+                ("--peer-tls-key", key),
+                ("--peer-tls-ca", ca),
+            ] {
+                args.extend([flag.into(), file.clone().into()]);
             }
         }
         args.extend(self.flags.iter().map(OsString::from));
@@ -184,7 +204,7 @@ fn blink_until(mut obeyed: impl FnMut() -> bool) {
 }
 
 /// A word as a shell reads it back unchanged.
-fn shell_word(word: &str) -> String {
+pub(crate) fn shell_word(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()
@@ -206,6 +226,7 @@ mod tests {
             members: vec![(1, local(7411)), (2, local(7412))],
             bootstrap: false,
             restore: Some("backup".into()),
+            tls: None,
             flags: vec!["--log-level".to_owned(), "info,quorate=debug".to_owned()],
         }
     }

@@ -17,6 +17,7 @@ use prometheus_client::{
 
 use crate::{
     observe::{
+        connections::Connections,
         histogram::{COUNTS, Histogram, SIZES, TIMES},
         methods::{Durations, Ended, MethodMetrics, Methods, OpenNow},
         process::Process,
@@ -71,6 +72,7 @@ struct Inner {
     snapshots: Snapshots,
     /// Free, needed, short.
     disk: [Gauge; 3],
+    connections: Connections,
 }
 
 /// Where work waits inside a node.
@@ -171,6 +173,7 @@ impl Metrics {
             forwards: Counter::default(),
             snapshots: Snapshots::default(),
             disk: Default::default(),
+            connections: Connections::default(),
         };
         for reason in REASONS.map(reason_label) {
             drop(inner.elections.get_or_create(&reason));
@@ -186,10 +189,15 @@ impl Metrics {
         inner.register_streams();
         inner.process.register_collector(Box::new(Process));
         inner.snapshots.register(&mut inner.registry);
+        inner.connections.register(&mut inner.registry);
         let metrics = Self { inner: Arc::new(inner) };
         metrics.set_role(RoleKind::Follower);
         metrics.measure_readers(Revision::ZERO, Position::ZERO);
         metrics
+    }
+
+    pub(super) fn connections(&self) -> &Connections {
+        &self.inner.connections
     }
 
     /// Counts commands that this node proposed as the leader.

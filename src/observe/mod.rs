@@ -3,6 +3,7 @@
 //! Every node has a [`Metrics`] of its own; there is no global registry, so that several nodes live
 //! in one process. Whoever measures calls a function with units in its type, never a metric by name.
 
+mod connections;
 mod histogram;
 mod methods;
 mod metrics;

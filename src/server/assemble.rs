@@ -9,6 +9,7 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
+    net::{ListenOptions, Tls},
     node::{self, Directory, Handle, NodeOptions, Peer, Running, Tuning},
     observe::Metrics,
     raft::Membership,
@@ -18,6 +19,7 @@ use crate::{
         listeners,
         registration::Registration,
         requests::{Ending, RequestLayer},
+        secure::ConnectionLimits,
         spans::Spans,
     },
     services::{
@@ -46,7 +48,16 @@ pub struct Server {
     pub(super) ended: CancellationToken,
     pub(super) clients: AbortOnDropHandle<()>,
     pub(super) peers: AbortOnDropHandle<()>,
+    metrics: Metrics,
+    certificates: Certificates,
     _tasks: Vec<AbortOnDropHandle<()>>,
+}
+
+/// What the listeners show and demand; plaintext where there is none.
+#[derive(Clone, Debug)]
+struct Certificates {
+    client: Option<Arc<Tls>>,
+    peer: Option<Arc<Tls>>,
 }
 
 /// The sockets, bound before anything else is touched.
@@ -61,19 +72,22 @@ impl Server {
     /// Starts a node. It serves when this returns; whether it is ready says its `/readyz`.
     ///
     /// # Errors
-    /// Where an address is taken, or the data directory is in use, foreign or damaged.
+    /// Where an address is taken, certificates cannot be used, or the data directory is in use,
+    /// foreign or damaged.
     pub async fn start(config: ValidConfig) -> Result<Self, Error> {
-        // The directory first: of a node that is started twice it says more than a taken port.
+        let certificates = Certificates::read(&config)?;
+        // The directory before the ports: of a node that is started twice it says more than a taken port.
         let bootstrap = if config.bootstrap { Bootstrap::Yes } else { Bootstrap::No };
         let data = DataDir::open(&config.data_dir, config.id, bootstrap)?;
         let bound = bind(&config).await?;
         let spans = Spans::open(&config)?;
         let addresses = bound.addresses;
         let metrics = Metrics::new();
-        let opening = (config.clone(), metrics.clone());
+        let opening = (config.clone(), metrics.clone(), certificates.peer.clone());
         // Recovery reads the whole log, which may take long.
-        let opened =
-            tokio::task::spawn_blocking(move || open(&opening.0, data, addresses, opening.1));
+        let opened = tokio::task::spawn_blocking(move || {
+            open(&opening.0, data, addresses, opening.1, opening.2)
+        });
         let (running, transport) =
             opened.await.map_err(|error| Error::Start(error.to_string()))??;
         let handle = running.handle().clone();
@@ -84,19 +98,23 @@ impl Server {
         })?;
         tracing::info!(
             node = %config.id, client = %addresses.client, peer = %addresses.peer,
-            admin = %addresses.admin, "serving"
+            admin = %addresses.admin, tls = certificates.client.is_some(),
+            peer_tls = certificates.peer.is_some(), "serving"
         );
-        let layer = |ending| RequestLayer::new(metrics, ending, config.slow_request, spans.clone());
-        Ok(Self::serve(bound, running, transport, layer, spans.clone(), config.limits).await)
+        let layer =
+            |ending| RequestLayer::new(metrics.clone(), ending, config.slow_request, spans.clone());
+        let limits = (config.limits, config.connections);
+        let parts = (layer, spans.clone(), metrics.clone());
+        Ok(Self::serve(bound, running, transport, parts, certificates, limits).await)
     }
 
     async fn serve(
         bound: Bound,
         running: Running,
         transport: Arc<PeerTransport>,
-        layer: impl FnOnce(Ending) -> RequestLayer,
-        spans: Spans,
-        limits: Limits,
+        (layer, spans, metrics): (impl FnOnce(Ending) -> RequestLayer, Spans, Metrics),
+        certificates: Certificates,
+        (limits, connections): (Limits, ConnectionLimits),
     ) -> Self {
         let handle = running.handle().clone();
         let (leaving, closing, ended) =
@@ -110,15 +128,29 @@ impl Server {
             limits,
         );
         let layer = layer(ending.clone());
-        let clients = listeners::serve_clients(bound.client, side.routes, layer, closing.clone());
+        let (client_options, peer_options) = certificates.options(connections, &metrics);
+        let clients = listeners::serve_clients(
+            bound.client,
+            side.routes,
+            layer,
+            connections,
+            client_options,
+            closing.clone(),
+        );
         let peer_routes = listeners::peer_routes(&transport).await;
-        let peers = listeners::serve_peers(bound.peer, peer_routes, ended.clone());
+        let peers = listeners::serve_peers(
+            bound.peer,
+            peer_routes,
+            connections,
+            peer_options,
+            ended.clone(),
+        );
 
         let health = Health::new(handle.clone());
         let pages = axum::serve(bound.admin, admin::router(health.clone()))
             .with_graceful_shutdown(ended.clone().cancelled_owned());
         let registration = registration(&handle, bound.addresses);
-        let tasks = vec![
+        let mut tasks = vec![
             tokio::spawn(side.health.follow(handle.watch_status(), leaving.clone())),
             tokio::spawn(registration.clone().keep(leaving.clone())),
             tokio::spawn(async move {
@@ -127,6 +159,7 @@ impl Server {
                 }
             }),
         ];
+        tasks.extend(certificates.all().map(|tls| tokio::spawn(tls.follow(metrics.clone()))));
         Self {
             addresses: bound.addresses,
             running,
@@ -140,6 +173,8 @@ impl Server {
             ended,
             clients: AbortOnDropHandle::new(clients),
             peers: AbortOnDropHandle::new(peers),
+            metrics,
+            certificates,
             _tasks: tasks.into_iter().map(AbortOnDropHandle::new).collect(),
         }
     }
@@ -156,6 +191,17 @@ impl Server {
         self.running.handle()
     }
 
+    /// Reads the certificates again. What does not fit is logged, and what was read before stays;
+    /// connections that are open keep what they began with.
+    pub fn reload(&self) {
+        if self.certificates.all().next().is_none() {
+            tracing::info!("nothing to reload");
+        }
+        for tls in self.certificates.all() {
+            tls.reload(&self.metrics);
+        }
+    }
+
     /// Waits until the node cannot go on: its disk failed, or its cluster refuses it. For ever while
     /// all is well.
     pub async fn failed(&mut self) -> Error {
@@ -163,6 +209,41 @@ impl Server {
             error = self.running.failed() => Error::Node(error),
             words = self.transport.refused() => Error::Refused(words),
         }
+    }
+}
+
+impl Certificates {
+    fn read(config: &ValidConfig) -> Result<Self, Error> {
+        let client = config.tls.clone().map(Tls::for_clients).transpose()?;
+        let peer = config.peer_tls.clone().map(|peer| Tls::for_peers(peer.files, peer.name));
+        let peer = peer.transpose()?;
+        if let (Some(client), Some(peer)) = (&client, &peer) {
+            peer.check_apart_from(client)?;
+        }
+        Ok(Self { client, peer })
+    }
+
+    fn all(&self) -> impl Iterator<Item = Arc<Tls>> {
+        [self.client.clone(), self.peer.clone()].into_iter().flatten()
+    }
+
+    /// How the client listener and the peer listener serve.
+    fn options(
+        &self,
+        limits: ConnectionLimits,
+        metrics: &Metrics,
+    ) -> (ListenOptions, ListenOptions) {
+        let options = |listener, connections_max, tls: &Option<Arc<Tls>>| ListenOptions {
+            listener,
+            connections_max,
+            handshake_timeout: limits.handshake_timeout,
+            tls: tls.clone(),
+            metrics: metrics.clone(),
+        };
+        (
+            options("client", limits.connections_max, &self.client),
+            options("peer", limits.peer_connections_max, &self.peer),
+        )
     }
 }
 
@@ -180,12 +261,14 @@ fn open(
     data: DataDir,
     addresses: Addresses,
     metrics: Metrics,
+    tls: Option<Arc<Tls>>,
 ) -> Result<(Running, Arc<PeerTransport>), Error> {
     let directory = Arc::new(directory(config, &data, addresses));
     let options = PeerOptions {
         incoming_dir: data.incoming_path(),
         snapshot_rate: config.snapshot_rate,
         metrics: metrics.clone(),
+        tls,
     };
     let transport = PeerTransport::new(Arc::clone(&directory), options);
     let running = node::start(NodeOptions {

@@ -8,6 +8,8 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 use serde::Deserialize;
 
 use crate::{
+    net::TlsFiles,
+    server::secure::{ConnectionLimits, PeerTls},
     services::Limits,
     types::{Duration, NodeId},
 };
@@ -47,8 +49,24 @@ pub struct Config {
     pub initial_cluster: String,
     /// A backup that the cluster is founded from, beside `bootstrap`; empty is none.
     pub restore: PathBuf,
-    /// Permits to listen on an address that is not loopback, without TLS.
+    /// Permits to listen in plaintext on an address that is not loopback.
     pub insecure_listen: bool,
+    /// The certificate that clients are shown, in PEM with its intermediates; empty is plaintext.
+    pub tls_cert: PathBuf,
+    /// The private key of `tls_cert`, in PEM.
+    pub tls_key: PathBuf,
+    /// The CAs of clients' certificates, in PEM; empty demands none of clients.
+    pub tls_client_ca: PathBuf,
+    /// The certificate that peers are shown, as a server and as a client, in PEM with its
+    /// intermediates; empty is plaintext.
+    pub peer_tls_cert: PathBuf,
+    /// The private key of `peer_tls_cert`, in PEM.
+    pub peer_tls_key: PathBuf,
+    /// The CAs of peers' certificates, in PEM. Peers always demand certificates of each other.
+    pub peer_tls_ca: PathBuf,
+    /// A name that every peer's certificate must be valid for, on both sides; empty checks the host
+    /// that is dialled.
+    pub peer_tls_name: String,
     /// How log lines are written.
     pub log_format: LogFormat,
     /// What is logged: a level, or directives such as `info,quorate::raft=debug`.
@@ -81,6 +99,24 @@ pub struct Config {
     pub waits_max: usize,
     /// How many streams may be open at this node at once.
     pub streams_max: usize,
+    /// How many connections clients may have open at this node at once; further ones are closed.
+    /// At least 1; so is the next one.
+    pub connections_max: usize,
+    /// How many connections peers may have open at this node at once.
+    pub peer_connections_max: usize,
+    /// How many calls and streams one connection may have open at once; at least 1.
+    pub streams_per_connection_max: u32,
+    /// How many bytes a message of a client may have; 64 KiB to 64 MiB.
+    pub message_bytes_max: usize,
+    /// How many bytes the headers of one call may have; 4 KiB to 1 MiB.
+    pub header_bytes_max: u32,
+    /// How long a TLS handshake may take, and how long the first bytes of a connection; 100 ms to
+    /// 1 min.
+    pub handshake_timeout: Duration,
+    /// How long a client's connection may say nothing before it is probed; 1 s to 1 h.
+    pub keepalive_interval: Duration,
+    /// How long it may leave the probe unanswered; 1 s to 1 h.
+    pub keepalive_timeout: Duration,
 }
 
 impl Default for Config {
@@ -97,6 +133,13 @@ impl Default for Config {
             initial_cluster: String::new(),
             restore: PathBuf::new(),
             insecure_listen: false,
+            tls_cert: PathBuf::new(),
+            tls_key: PathBuf::new(),
+            tls_client_ca: PathBuf::new(),
+            peer_tls_cert: PathBuf::new(),
+            peer_tls_key: PathBuf::new(),
+            peer_tls_ca: PathBuf::new(),
+            peer_tls_name: String::new(),
             log_format: LogFormat::Text,
             log_level: "info".to_owned(),
             stop_on_stdin_close: false,
@@ -111,6 +154,14 @@ impl Default for Config {
             calls_max: 4_096,
             waits_max: 16_384,
             streams_max: 16_384,
+            connections_max: 4_096,
+            peer_connections_max: 256,
+            streams_per_connection_max: 4_096,
+            message_bytes_max: 8 << 20,
+            header_bytes_max: 16 << 10,
+            handshake_timeout: Duration::from_secs(5),
+            keepalive_interval: Duration::from_secs(20),
+            keepalive_timeout: Duration::from_secs(10),
         }
     }
 }
@@ -138,6 +189,9 @@ pub struct ValidConfig {
     pub(crate) snapshot_rate: u64,
     pub(crate) min_free_disk: u64,
     pub(crate) limits: Limits,
+    pub(crate) tls: Option<TlsFiles>,
+    pub(crate) peer_tls: Option<PeerTls>,
+    pub(crate) connections: ConnectionLimits,
 }
 
 /// Why a configuration was refused. Each text names the setting and what it must be.
@@ -181,9 +235,16 @@ impl Config {
         check_collector(&self.otlp_endpoint)?;
         let limits = self.limits()?;
         let id = NodeId::new(self.id);
-        let listen = self.listener("--listen", &self.listen)?;
-        let peer_listen = self.listener("--peer-listen", &self.peer_listen)?;
-        let admin_listen = self.listener("--admin-listen", &self.admin_listen)?;
+        let (tls, peer_tls) = (self.tls()?, self.peer_tls()?);
+        let connections = self.connection_limits()?;
+        let listen = self.listener("--listen", &self.listen, "--tls-cert", tls.is_some())?;
+        let peer_listen = self.listener(
+            "--peer-listen",
+            &self.peer_listen,
+            "--peer-tls-cert",
+            peer_tls.is_some(),
+        )?;
+        let admin_listen = self.listener("--admin-listen", &self.admin_listen, "", false)?;
         let advertise = advertised("--advertise", &self.advertise)?;
         let initial_cluster = parse_cluster(&self.initial_cluster)?;
         if self.bootstrap && initial_cluster.is_empty() {
@@ -225,6 +286,9 @@ impl Config {
             snapshot_rate: self.snapshot_rate,
             min_free_disk: self.min_free_disk,
             limits,
+            tls,
+            peer_tls,
+            connections,
         })
     }
 
@@ -250,7 +314,7 @@ impl Config {
     }
 
     fn limits(&self) -> Result<Limits, ConfigError> {
-        let Self { calls_max, waits_max, streams_max, .. } = *self;
+        let Self { calls_max, waits_max, streams_max, message_bytes_max, .. } = *self;
         let limits = [
             ("--calls-max", calls_max),
             ("--waits-max", waits_max),
@@ -259,16 +323,35 @@ impl Config {
         if let Some((setting, _)) = limits.into_iter().find(|(_, max)| *max == 0) {
             return refuse(setting, "must be at least 1");
         }
-        Ok(Limits { calls_max, waits_max, streams_max })
+        if !(64 << 10..=64 << 20).contains(&message_bytes_max) {
+            return refuse(
+                "--message-bytes-max",
+                "must lie between 64 KiB (65536) and 64 MiB (67108864)",
+            );
+        }
+        Ok(Limits { calls_max, waits_max, streams_max, message_bytes_max })
     }
 
-    fn listener(&self, setting: &'static str, text: &str) -> Result<SocketAddr, ConfigError> {
+    /// Plaintext beyond loopback has to be meant. `tls_setting` is the one that would end it, empty
+    /// where there is none.
+    fn listener(
+        &self,
+        setting: &'static str,
+        text: &str,
+        tls_setting: &str,
+        has_tls: bool,
+    ) -> Result<SocketAddr, ConfigError> {
         let Ok(address) = text.parse::<SocketAddr>() else {
             return refuse(setting, format!("`{text}` is not IP:PORT, such as 127.0.0.1:7401"));
         };
-        if !address.ip().is_loopback() && !self.insecure_listen {
+        if !address.ip().is_loopback() && !has_tls && !self.insecure_listen {
+            let why = if tls_setting.is_empty() {
+                "plain HTTP is all that is served there".to_owned()
+            } else {
+                format!("there is no TLS ({tls_setting})")
+            };
             let why = format!(
-                "{address} is not loopback and there is no TLS; pass --insecure-listen to accept that"
+                "{address} is not loopback and {why}; pass --insecure-listen to accept that"
             );
             return refuse(setting, why);
         }
@@ -294,7 +377,7 @@ fn check_collector(endpoint: &str) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn refuse<T>(setting: &'static str, why: impl Into<String>) -> Result<T, ConfigError> {
+pub(super) fn refuse<T>(setting: &'static str, why: impl Into<String>) -> Result<T, ConfigError> {
     Err(ConfigError::Setting { setting, why: why.into() })
 }
 
@@ -444,5 +527,6 @@ mod tests {
         assert!(refusal(|c| c.calls_max = 0).starts_with("--calls-max"));
         assert!(refusal(|c| c.waits_max = 0).starts_with("--waits-max"));
         assert!(refusal(|c| c.streams_max = 0).starts_with("--streams-max"));
+        assert!(refusal(|c| c.message_bytes_max = 1).starts_with("--message-bytes-max"));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::{node, server::ConfigError, storage};
+use crate::{net, node, server::ConfigError, storage};
 
 /// Why a node could not start or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +19,9 @@ pub enum Error {
         /// What the system says.
         why: std::io::Error,
     },
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] net::Error),
     /// The data directory cannot be used.
     #[error(transparent)]
     Storage(#[from] storage::Error),

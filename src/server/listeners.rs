@@ -11,19 +11,16 @@ use tonic::{service::Routes, transport::Server};
 use tonic_health::ServingStatus;
 
 use crate::{
-    server::{Error, requests::RequestLayer},
+    net::{self, ListenOptions},
+    server::{Error, requests::RequestLayer, secure::ConnectionLimits},
     services::{
         peer::{self, PeerTransport},
         reflection,
     },
-    types::Duration,
 };
 
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
-const STREAMS_PER_CONNECTION_MAX: u32 = 4_096;
-const KEEPALIVE: Duration = Duration::from_secs(20);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The service on the peer listener.
 const RAFT_SERVICE: &str = "quorate.raft.v1.RaftService";
@@ -50,19 +47,23 @@ pub(crate) fn serve_clients(
     listener: TcpListener,
     routes: Routes,
     layer: RequestLayer,
+    limits: ConnectionLimits,
+    options: ListenOptions,
     stop: CancellationToken,
 ) -> JoinHandle<()> {
     let mut server = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(limits.streams_per_connection_max)
+        .http2_max_header_list_size(limits.header_bytes_max)
+        .http2_keepalive_interval(Some(limits.keepalive_interval))
+        .http2_keepalive_timeout(Some(limits.keepalive_timeout))
         .layer(layer);
+    let incoming = net::incoming(listener, options);
     tokio::spawn(async move {
         let served = server
             .add_routes(routes)
-            .serve_with_incoming_shutdown(peer::incoming(listener), stop.cancelled_owned())
+            .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
             .await;
         if let Err(error) = served {
             tracing::error!(%error, "the client listener ended");
@@ -74,13 +75,18 @@ pub(crate) fn serve_clients(
 pub(crate) fn serve_peers(
     listener: TcpListener,
     routes: Routes,
+    limits: ConnectionLimits,
+    options: ListenOptions,
     stop: CancellationToken,
 ) -> JoinHandle<()> {
-    let mut server = peer::server_builder().max_concurrent_streams(STREAMS_PER_CONNECTION_MAX);
+    let mut server = peer::server_builder()
+        .max_concurrent_streams(limits.streams_per_connection_max)
+        .http2_max_header_list_size(limits.header_bytes_max);
+    let incoming = net::incoming(listener, options);
     tokio::spawn(async move {
         let served = server
             .add_routes(routes)
-            .serve_with_incoming_shutdown(peer::incoming(listener), stop.cancelled_owned())
+            .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
             .await;
         if let Err(error) = served {
             tracing::error!(%error, "the peer listener ended");

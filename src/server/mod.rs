@@ -13,6 +13,7 @@ mod listeners;
 mod registration;
 mod requests;
 mod run;
+mod secure;
 mod settings;
 mod signals;
 mod slow;

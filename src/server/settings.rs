@@ -39,6 +39,20 @@ pub struct Settings {
     pub restore: Option<PathBuf>,
     /// [`Config::insecure_listen`].
     pub insecure_listen: Option<bool>,
+    /// [`Config::tls_cert`].
+    pub tls_cert: Option<PathBuf>,
+    /// [`Config::tls_key`].
+    pub tls_key: Option<PathBuf>,
+    /// [`Config::tls_client_ca`].
+    pub tls_client_ca: Option<PathBuf>,
+    /// [`Config::peer_tls_cert`].
+    pub peer_tls_cert: Option<PathBuf>,
+    /// [`Config::peer_tls_key`].
+    pub peer_tls_key: Option<PathBuf>,
+    /// [`Config::peer_tls_ca`].
+    pub peer_tls_ca: Option<PathBuf>,
+    /// [`Config::peer_tls_name`].
+    pub peer_tls_name: Option<String>,
     /// [`Config::log_format`].
     pub log_format: Option<LogFormat>,
     /// [`Config::log_level`].
@@ -73,6 +87,25 @@ pub struct Settings {
     pub waits_max: Option<usize>,
     /// [`Config::streams_max`].
     pub streams_max: Option<usize>,
+    /// [`Config::connections_max`].
+    pub connections_max: Option<usize>,
+    /// [`Config::peer_connections_max`].
+    pub peer_connections_max: Option<usize>,
+    /// [`Config::streams_per_connection_max`].
+    pub streams_per_connection_max: Option<u32>,
+    /// [`Config::message_bytes_max`].
+    pub message_bytes_max: Option<usize>,
+    /// [`Config::header_bytes_max`].
+    pub header_bytes_max: Option<u32>,
+    /// [`Config::handshake_timeout`], such as `5s`.
+    #[serde(deserialize_with = "duration_text")]
+    pub handshake_timeout: Option<Duration>,
+    /// [`Config::keepalive_interval`], such as `20s`.
+    #[serde(deserialize_with = "duration_text")]
+    pub keepalive_interval: Option<Duration>,
+    /// [`Config::keepalive_timeout`], such as `10s`.
+    #[serde(deserialize_with = "duration_text")]
+    pub keepalive_timeout: Option<Duration>,
 }
 
 macro_rules! first {
@@ -115,7 +148,10 @@ impl Settings {
             peer_advertise, bootstrap, initial_cluster, restore, insecure_listen, log_format,
             log_level, stop_on_stdin_close, heartbeat_interval, election_timeout_min,
             election_timeout_max, retained_log_bytes, min_free_disk, snapshot_rate, slow_request,
-            otlp_endpoint, calls_max, waits_max, streams_max)
+            otlp_endpoint, calls_max, waits_max, streams_max, tls_cert, tls_key, tls_client_ca,
+            peer_tls_cert, peer_tls_key, peer_tls_ca, peer_tls_name, connections_max,
+            peer_connections_max, streams_per_connection_max, message_bytes_max, header_bytes_max,
+            handshake_timeout, keepalive_interval, keepalive_timeout)
     }
 
     /// This layer on top of the defaults.
@@ -126,7 +162,10 @@ impl Settings {
             peer_advertise, bootstrap, initial_cluster, restore, insecure_listen, log_format,
             log_level, stop_on_stdin_close, heartbeat_interval, election_timeout_min,
             election_timeout_max, retained_log_bytes, min_free_disk, snapshot_rate, slow_request,
-            otlp_endpoint, calls_max, waits_max, streams_max)
+            otlp_endpoint, calls_max, waits_max, streams_max, tls_cert, tls_key, tls_client_ca,
+            peer_tls_cert, peer_tls_key, peer_tls_ca, peer_tls_name, connections_max,
+            peer_connections_max, streams_per_connection_max, message_bytes_max, header_bytes_max,
+            handshake_timeout, keepalive_interval, keepalive_timeout)
     }
 }
 

@@ -1,7 +1,6 @@
 //! What the system tells a node: stop, and stop now.
 //!
-//! SIGTERM and SIGINT ask for a drain, a second one ends it. SIGHUP is taken and changes nothing
-//! yet. A closed standard input counts as one SIGTERM where that was asked for.
+//! SIGTERM and SIGINT ask for a drain, a second one ends it. SIGHUP asks to reload. A closed standard input counts as one SIGTERM where that was asked for.
 
 use std::io::{self, Read as _};
 
@@ -17,6 +16,15 @@ pub(crate) enum Stop {
     Signal,
     /// Whoever started the node is gone, and the other nodes stop as well.
     StdinClosed,
+}
+
+/// What the node is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// To stop; a second time, to stop now.
+    Stop(Stop),
+    /// To read again what may have changed.
+    Reload,
 }
 
 /// The signals of this process.
@@ -39,17 +47,24 @@ impl Signals {
         })
     }
 
+    /// Waits until the node is told something.
+    pub(crate) async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.terminate.recv() => Told::Stop(Stop::Signal),
+            _ = self.interrupt.recv() => Told::Stop(Stop::Signal),
+            _ = self.hangup.recv() => Told::Reload,
+            () = closed(&mut self.stdin) => {
+                self.stdin = None;
+                Told::Stop(Stop::StdinClosed)
+            }
+        }
+    }
+
     /// Waits until the node is told to stop. Each call waits for one more.
     pub(crate) async fn stop(&mut self) -> Stop {
         loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return Stop::Signal,
-                _ = self.interrupt.recv() => return Stop::Signal,
-                _ = self.hangup.recv() => tracing::info!("nothing to reload"),
-                () = closed(&mut self.stdin) => {
-                    self.stdin = None;
-                    return Stop::StdinClosed;
-                }
+            if let Told::Stop(stop) = self.next().await {
+                return stop;
             }
         }
     }

@@ -41,11 +41,18 @@ pub struct Limits {
     pub waits_max: usize,
     /// Open streams.
     pub streams_max: usize,
+    /// How many bytes of a message are decoded at most; above it the call is refused unread.
+    pub message_bytes_max: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { calls_max: 4_096, waits_max: 16_384, streams_max: 16_384 }
+        Self {
+            calls_max: 4_096,
+            waits_max: 16_384,
+            streams_max: 16_384,
+            message_bytes_max: 8 << 20,
+        }
     }
 }
 
@@ -116,6 +123,7 @@ pub(crate) struct Gate {
     calls: Arc<Semaphore>,
     waits: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    message_bytes_max: usize,
 }
 
 impl Gate {
@@ -126,6 +134,7 @@ impl Gate {
             calls: places(limits.calls_max),
             waits: places(limits.waits_max),
             streams: places(limits.streams_max),
+            message_bytes_max: limits.message_bytes_max,
         }
     }
 
@@ -171,7 +180,11 @@ pub(crate) async fn pass(
         None => run.await,
     };
     drop(permit);
-    if is_too_large_to_decode(&response) { answer(too_large()) } else { response }
+    if is_too_large_to_decode(&response) {
+        answer(too_large(gate.message_bytes_max))
+    } else {
+        response
+    }
 }
 
 /// Whether tonic refused to decode the request. It answers OUT_OF_RANGE then, without details; every
@@ -182,9 +195,10 @@ fn is_too_large_to_decode(response: &Response) -> bool {
     code.is_some_and(|code| code == OUT_OF_RANGE) && !headers.contains_key(STATUS_DETAILS)
 }
 
-fn too_large() -> Status {
-    let sentence = format!("the request is larger than {REQUEST_BYTES_MAX} bytes");
-    from_refusal(refusal(Reason::TooLarge, sentence).with("limit", REQUEST_BYTES_MAX))
+fn too_large(message_bytes_max: usize) -> Status {
+    let limit = REQUEST_BYTES_MAX.min(message_bytes_max);
+    let sentence = format!("the request is larger than {limit} bytes");
+    from_refusal(refusal(Reason::TooLarge, sentence).with("limit", limit))
 }
 
 fn answer(status: Status) -> Response {

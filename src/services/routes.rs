@@ -31,10 +31,6 @@ use crate::{
     },
 };
 
-/// What tonic decodes at most, in bytes. It lies above what the state machine takes, so that a
-/// request that is a little too large is refused in our own words.
-const DECODED_BYTES_MAX: usize = 8 * 1024 * 1024;
-
 /// What clients reach.
 pub struct ClientSide {
     /// For tonic's server, or axum's.
@@ -65,7 +61,7 @@ pub fn client_side<P: Peers>(
     macro_rules! server {
         ($server:ident, $service:expr) => {
             $server::new($service)
-                .max_decoding_message_size(DECODED_BYTES_MAX)
+                .max_decoding_message_size(limits.message_bytes_max)
                 .max_encoding_message_size(usize::MAX)
         };
     }

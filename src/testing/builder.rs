@@ -14,11 +14,12 @@ pub struct ClusterBuilder {
     pub(super) program: Option<PathBuf>,
     pub(super) settings: String,
     pub(super) restore: Option<PathBuf>,
+    pub(super) tls: bool,
 }
 
 impl ClusterBuilder {
     pub(super) const fn new(nodes: u8) -> Self {
-        Self { nodes, program: None, settings: String::new(), restore: None }
+        Self { nodes, program: None, settings: String::new(), restore: None, tls: false }
     }
 
     /// Runs this binary, a process a node, instead of nodes inside the test's process.
@@ -40,6 +41,14 @@ impl ClusterBuilder {
     #[must_use]
     pub fn restore(mut self, file: impl Into<PathBuf>) -> Self {
         self.restore = Some(file.into());
+        self
+    }
+
+    /// Makes certificates: clients trust the CA at [`Cluster::ca_file`], peers demand certificates
+    /// of each other.
+    #[must_use]
+    pub const fn tls(mut self) -> Self {
+        self.tls = true;
         self
     }
 

@@ -12,8 +12,9 @@ use rustix::process::Signal;
 use tokio::time::{Instant, interval, timeout};
 
 use crate::{
-    client::Client,
+    client::{Client, Tls},
     lab::{
+        certificates::{Certificates, NodeFiles},
         probe,
         process::{NodeProcess, NodeSpec},
     },
@@ -39,6 +40,7 @@ pub struct Cluster {
     program: Option<PathBuf>,
     settings: Settings,
     nodes: BTreeMap<u64, Member>,
+    tls: Option<Certificates>,
 }
 
 #[derive(Debug)]
@@ -87,15 +89,21 @@ impl Cluster {
             flags = vec!["--config".to_owned(), file.display().to_string()];
         }
         let reserved = addresses::reserve(builder.nodes);
+        let host = reserved[0].client.ip().to_string();
+        let tls = builder.tls.then(|| Certificates::in_dir(&dir, builder.nodes, &[&host]));
+        let tls = tls.transpose().expect("the cluster's directory can be written");
         let members: Vec<_> = (1..).zip(&reserved).map(|(id, a)| (id, a.peer)).collect();
         let nodes = (1..).zip(reserved).map(|(id, addresses)| {
             let dir = dir.join(format!("node-{id}"));
             let (members, flags) = (members.clone(), flags.clone());
             let restore = builder.restore.clone();
-            let spec = NodeSpec { id, dir, addresses, members, bootstrap: true, restore, flags };
+            let tls = tls.as_ref().map(|tls| tls.of_node(id));
+            let spec =
+                NodeSpec { id, dir, addresses, members, bootstrap: true, restore, tls, flags };
             (id, Member { spec, state: State::Down })
         });
-        let mut cluster = Self { nodes: nodes.collect(), dir, program: builder.program, settings };
+        let mut cluster =
+            Self { nodes: nodes.collect(), dir, program: builder.program, settings, tls };
         for id in cluster.ids() {
             cluster.restart(id).await;
         }
@@ -146,6 +154,15 @@ impl Cluster {
         &self.member(id).spec.dir
     }
 
+    /// The CA that clients trust, in PEM.
+    ///
+    /// # Panics
+    /// Where the cluster was not built with [`ClusterBuilder::tls`].
+    #[must_use]
+    pub fn ca_file(&self) -> PathBuf {
+        self.tls.as_ref().expect("the cluster was built without TLS").ca()
+    }
+
     /// What a node has logged; empty for nodes inside this process, which log to its subscriber.
     #[must_use]
     pub fn log(&self, id: u64) -> String {
@@ -155,13 +172,13 @@ impl Cluster {
     /// A client that knows all nodes.
     #[must_use]
     pub fn client(&self) -> Client {
-        client_of(self.endpoints())
+        self.client_of(self.endpoints())
     }
 
     /// A client that knows one node only, and others as far as that one tells it.
     #[must_use]
     pub fn client_at(&self, id: u64) -> Client {
-        client_of(vec![self.endpoint(id)])
+        self.client_of(vec![self.endpoint(id)])
     }
 
     /// Whether a node runs; a paused one does.
@@ -309,6 +326,14 @@ impl Cluster {
         *paused = pause;
     }
 
+    fn client_of(&self, endpoints: Vec<String>) -> Client {
+        let mut builder = Client::builder().endpoints(endpoints);
+        if let Some(tls) = &self.tls {
+            builder = builder.tls(Tls::trusting(fs::read(tls.ca()).expect("it was made")));
+        }
+        builder.build().expect("the addresses are well formed")
+    }
+
     fn member(&self, id: u64) -> &Member {
         self.nodes.get(&id).unwrap_or_else(|| panic!("there is no node {id}"))
     }
@@ -349,13 +374,19 @@ async fn ended(id: u64, process: &mut NodeProcess) {
     assert!(how.is_ok(), "node {id} has not ended after {LIMIT:?}");
 }
 
-fn client_of(endpoints: Vec<String>) -> Client {
-    Client::builder().endpoints(endpoints).build().expect("the addresses are well formed")
-}
-
 fn in_process_config(spec: &NodeSpec, settings: &Settings) -> Config {
     let members: Vec<_> =
         spec.members.iter().map(|(id, address)| format!("{id}={address}")).collect();
+    let own = |file: fn(&NodeFiles) -> &PathBuf| spec.tls.as_ref().map(file).cloned();
+    let (cert, key) = (own(|files| &files.cert), own(|files| &files.key));
+    let tls = Settings {
+        tls_cert: cert.clone(),
+        tls_key: key.clone(),
+        peer_tls_cert: cert,
+        peer_tls_key: key,
+        peer_tls_ca: own(|files| &files.ca),
+        ..Settings::default()
+    };
     Config {
         id: spec.id,
         data_dir: spec.dir.clone(),
@@ -365,7 +396,7 @@ fn in_process_config(spec: &NodeSpec, settings: &Settings) -> Config {
         bootstrap: spec.bootstrap,
         restore: spec.restore.clone().filter(|_| spec.bootstrap).unwrap_or_default(),
         initial_cluster: members.join(","),
-        ..settings.clone().over_defaults()
+        ..tls.over(settings.clone()).over_defaults()
     }
 }
 

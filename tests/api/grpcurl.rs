@@ -25,40 +25,46 @@ const CLIENT_SERVICES: [&str; 6] = [
     "quorate.session.v1.SessionService",
 ];
 
+/// grpcurl, where it is to be had: on the search path, and where `go install` puts it.
+fn program() -> Command {
+    let path = env::var("PATH").unwrap_or_default();
+    let home = env::var("HOME").unwrap_or_default();
+    let mut command = Command::new("grpcurl");
+    command.env("PATH", format!("{path}:{home}/go/bin")).stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// Whether it is there. Without it a test says that it skipped; with `QUORATE_REQUIRE_GRPCURL=1` it
+/// fails.
+pub(crate) async fn is_there() -> bool {
+    if program().arg("-version").output().await.is_ok_and(|output| output.status.success()) {
+        return true;
+    }
+    let required = env::var("QUORATE_REQUIRE_GRPCURL").is_ok_and(|value| value == "1");
+    assert!(!required, "QUORATE_REQUIRE_GRPCURL=1, and there is no grpcurl");
+    println!("skipped: there is no grpcurl on the search path; .ci/run installs it");
+    false
+}
+
+/// Runs it to its end.
+pub(crate) async fn run(args: &[&str]) -> Ended {
+    let output = timeout(LIMIT, program().args(args).output()).await.expect("grpcurl ends");
+    let output = output.expect("grpcurl starts");
+    Ended {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8(output.stdout).expect("text"),
+        stderr: String::from_utf8(output.stderr).expect("text"),
+    }
+}
+
 /// grpcurl against one address.
 struct Grpcurl {
     address: String,
 }
 
 impl Grpcurl {
-    /// Where it is to be had: the search path, and where `go install` puts it.
     async fn command(&self, before: &[&str], after: &[&str]) -> Ended {
-        let path = env::var("PATH").unwrap_or_default();
-        let home = env::var("HOME").unwrap_or_default();
-        let mut command = Command::new("grpcurl");
-        command
-            .env("PATH", format!("{path}:{home}/go/bin"))
-            .arg("-plaintext")
-            .args(before)
-            .arg(&self.address)
-            .args(after)
-            .stdin(Stdio::null())
-            .kill_on_drop(true);
-        let output = timeout(LIMIT, command.output()).await.expect("grpcurl ends");
-        let output = output.expect("grpcurl starts");
-        Ended {
-            code: output.status.code().unwrap_or(-1),
-            stdout: String::from_utf8(output.stdout).expect("text"),
-            stderr: String::from_utf8(output.stderr).expect("text"),
-        }
-    }
-
-    async fn is_there() -> bool {
-        let path = env::var("PATH").unwrap_or_default();
-        let home = env::var("HOME").unwrap_or_default();
-        let mut command = Command::new("grpcurl");
-        command.env("PATH", format!("{path}:{home}/go/bin")).arg("-version");
-        command.output().await.is_ok_and(|output| output.status.success())
+        run(&[&["-plaintext"], before, &[&self.address], after].concat()).await
     }
 
     async fn list(&self) -> String {
@@ -110,10 +116,7 @@ fn form(value: &Value) -> Value {
 
 #[tokio::test]
 async fn every_service_speaks_to_grpcurl_as_the_command_line_prints() {
-    if !Grpcurl::is_there().await {
-        let required = env::var("QUORATE_REQUIRE_GRPCURL").is_ok_and(|value| value == "1");
-        assert!(!required, "QUORATE_REQUIRE_GRPCURL=1, and there is no grpcurl");
-        println!("skipped: there is no grpcurl on the search path; .ci/run installs it");
+    if !is_there().await {
         return;
     }
     let mut cluster = settled().await;

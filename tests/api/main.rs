@@ -13,6 +13,7 @@ mod quorum;
 mod refusals;
 mod retention;
 mod speech;
+mod tls;
 mod watching;
 
 use std::time::Duration;

@@ -10,7 +10,11 @@ mod supervise;
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use crate::{lab::process::NodeSpec, server::Addresses, storage::backup};
+use crate::{
+    lab::{certificates::Certificates, process::NodeSpec},
+    server::Addresses,
+    storage::backup,
+};
 
 pub use error::Error;
 pub use supervise::run;
@@ -36,6 +40,8 @@ pub struct UpOptions {
     pub ephemeral: bool,
     /// A backup that a new cluster is founded from.
     pub restore: Option<PathBuf>,
+    /// Makes certificates: clients need the CA alone, peers demand them of each other.
+    pub tls: bool,
     /// Further flags for each `quorate node`.
     pub node_flags: Vec<String>,
     /// The binary to run as `quorate node`.
@@ -64,7 +70,12 @@ impl UpOptions {
     }
 
     /// The nodes, in the order of their ids.
-    fn specs(&self, dir: &std::path::Path, bootstrap: bool) -> Vec<NodeSpec> {
+    fn specs(
+        &self,
+        dir: &std::path::Path,
+        bootstrap: bool,
+        tls: Option<&Certificates>,
+    ) -> Vec<NodeSpec> {
         let local = |offset: u16, id: u8| {
             SocketAddr::from(([127, 0, 0, 1], self.base_port + offset + u16::from(id)))
         };
@@ -82,6 +93,7 @@ impl UpOptions {
             members: members.clone(),
             bootstrap,
             restore: self.restore.clone(),
+            tls: tls.map(|tls| tls.of_node(u64::from(id))),
             flags: self.node_flags.clone(),
         })
         .collect()
@@ -99,6 +111,7 @@ mod tests {
             data_dir: "quorate-data".into(),
             ephemeral: false,
             restore: None,
+            tls: false,
             node_flags: Vec::new(),
             program: "quorate".into(),
             typed_as: "quorate".to_owned(),
@@ -107,7 +120,7 @@ mod tests {
 
     #[test]
     fn the_ports_are_those_of_the_contract() {
-        let specs = options().specs("d".as_ref(), true);
+        let specs = options().specs("d".as_ref(), true, None);
         let ports = |spec: &NodeSpec| {
             let a = spec.addresses;
             (a.client.port(), a.peer.port(), a.admin.port())

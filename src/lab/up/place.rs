@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use crate::{
     lab::{
+        certificates::{Certificates, LOOPBACK},
         process::NodeSpec,
         up::{Error, UpOptions},
     },
@@ -28,6 +29,9 @@ const LOCK_FILE: &str = "up.lock";
 
 /// The client addresses, for the command line: one line, separated by commas.
 const ENDPOINTS_FILE: &str = "endpoints";
+
+/// The CA that clients trust, beside the endpoints, where nodes speak TLS.
+const CA_FILE: &str = "ca.pem";
 
 /// The version of the cluster file's format.
 const VERSION: u32 = 1;
@@ -119,10 +123,33 @@ impl Place {
         self.write_cluster()
     }
 
-    /// Tells the command line where the nodes are.
-    pub(super) fn write_endpoints(&self, specs: &[NodeSpec]) -> Result<(), Error> {
-        let file = self.dir.join(ENDPOINTS_FILE);
+    /// Finds the certificates of the cluster, or makes them.
+    pub(super) fn certificates(&self) -> Result<Certificates, Error> {
+        let made = Certificates::in_dir(&self.dir, self.nodes, &LOOPBACK);
+        made.map_err(|why| cannot(&self.dir.join("tls"), "be filled", &why))
+    }
+
+    /// Tells the command line where the nodes are, and whom to trust where they speak TLS.
+    pub(super) fn write_endpoints(
+        &self,
+        specs: &[NodeSpec],
+        tls: Option<&Certificates>,
+    ) -> Result<(), Error> {
+        let (file, ca) = (self.dir.join(ENDPOINTS_FILE), self.ca_file());
+        match tls {
+            Some(tls) => {
+                let text = fs::read_to_string(tls.ca());
+                replace(&ca, &text.map_err(|why| cannot(&tls.ca(), "be read", &why))?)?;
+            }
+            // An `up` that was killed may have left it.
+            None => remove(&ca)?,
+        }
         replace(&file, &(endpoints(specs) + "\n"))
+    }
+
+    /// Where clients find the CA while nodes speak TLS.
+    pub(super) fn ca_file(&self) -> PathBuf {
+        self.dir.join(CA_FILE)
     }
 
     /// Leaves the directory as it should be found: without endpoints that nobody serves, or not at
@@ -135,6 +162,7 @@ impl Place {
         } else {
             // It was written by this `up`, and another `up` writes it again.
             let _gone = fs::remove_file(self.dir.join(ENDPOINTS_FILE));
+            let _gone = fs::remove_file(self.ca_file());
         }
     }
 
@@ -271,6 +299,15 @@ fn replace(file: &Path, text: &str) -> Result<(), Error> {
         .map_err(|why| cannot(file, "be written", &why))
 }
 
+fn remove(file: &Path) -> Result<(), Error> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(cannot(file, "be removed", &error))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn cannot(path: &Path, what: &str, why: &io::Error) -> Error {
     Error::new(
         format!("{} cannot {what}: {why}", path.display()),
@@ -289,6 +326,7 @@ mod tests {
             data_dir: dir.to_owned(),
             ephemeral: false,
             restore: None,
+            tls: false,
             node_flags: Vec::new(),
             program: "quorate".into(),
             typed_as: "quorate".to_owned(),
@@ -338,7 +376,7 @@ mod tests {
     fn a_taken_port_is_named() {
         let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = taken.local_addr().expect("bound");
-        let mut specs = options("d".as_ref(), 1).specs("d".as_ref(), false);
+        let mut specs = options("d".as_ref(), 1).specs("d".as_ref(), false, None);
         specs[0].addresses.client = address;
         let refused = check_ports(&specs[..1]).expect_err("taken");
         assert!(refused.to_string().contains(&address.to_string()), "{refused}");

@@ -9,7 +9,10 @@ use std::{
     path::Path,
 };
 
-use crate::lab::{process::NodeSpec, up::place};
+use crate::lab::{
+    process::{NodeSpec, shell_word},
+    up::place,
+};
 
 /// Says a line.
 pub(super) fn say(line: impl Display) {
@@ -44,15 +47,20 @@ impl Progress {
     }
 }
 
+/// How commands to copy are written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hints<'a> {
+    /// How the person typed the program.
+    pub(super) typed_as: &'a str,
+    /// Whether they say where the nodes are, because the command line would not find them itself.
+    pub(super) endpoints: bool,
+    /// The CA to trust, where nodes speak TLS.
+    pub(super) ca: Option<&'a Path>,
+}
+
 /// Prints where the nodes are and what to try.
-pub(super) fn welcome(
-    specs: &[NodeSpec],
-    leader: u64,
-    typed_as: &str,
-    endpoints: bool,
-    dir: &Path,
-) {
-    let text = table(specs, leader) + "\n" + &commands(specs, typed_as, endpoints);
+pub(super) fn welcome(specs: &[NodeSpec], leader: u64, hints: Hints<'_>, dir: &Path) {
+    let text = table(specs, leader) + "\n" + &commands(specs, hints);
     let mut out = io::stdout();
     let _gone = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     say(format_args!("\nLogs: {}/node-N/node.log. Ctrl-C stops the cluster.", dir.display()));
@@ -78,20 +86,21 @@ fn table(specs: &[NodeSpec], leader: u64) -> String {
     text
 }
 
-/// Three commands to copy and the same over grpcurl. With `endpoints` they say where the nodes are,
-/// because the command line would not find them by itself.
-fn commands(specs: &[NodeSpec], typed_as: &str, endpoints: bool) -> String {
-    let program = if endpoints {
-        format!("{typed_as} --endpoints {}", place::endpoints(specs))
-    } else {
-        typed_as.to_owned()
-    };
+/// Three commands to copy and the same over grpcurl.
+fn commands(specs: &[NodeSpec], hints: Hints<'_>) -> String {
+    let ca = hints.ca.map(|ca| shell_word(&ca.to_string_lossy()));
+    let mut program = hints.typed_as.to_owned();
+    if hints.endpoints {
+        program += &format!(" --endpoints {}", place::endpoints(specs));
+        program += &ca.as_ref().map(|ca| format!(" --tls-ca {ca}")).unwrap_or_default();
+    }
+    let grpcurl = ca.map_or_else(|| "-plaintext".to_owned(), |ca| format!("-cacert {ca}"));
     let client = specs.first().map(|spec| spec.addresses.client.to_string()).unwrap_or_default();
     format!(
         "  {program} status\n  \
            {program} kv put greeting hello\n  \
            {program} lock acquire demo --ttl 5s -- sleep 1\n  \
-           grpcurl -plaintext -d '{{\"name\":\"demo\",\"ttl\":\"5s\"}}' {client} \
+           grpcurl {grpcurl} -d '{{\"name\":\"demo\",\"ttl\":\"5s\"}}' {client} \
          quorate.lock.v1.LockService/Acquire\n"
     )
 }
@@ -108,11 +117,12 @@ mod tests {
             data_dir: "quorate-data".into(),
             ephemeral: false,
             restore: None,
+            tls: false,
             node_flags: Vec::new(),
             program: "quorate".into(),
             typed_as: "quorate".to_owned(),
         };
-        options.specs("quorate-data".as_ref(), false)
+        options.specs("quorate-data".as_ref(), false, None)
     }
 
     #[test]
@@ -129,12 +139,21 @@ mod tests {
 
     #[test]
     fn the_commands_are_written_as_the_person_typed_the_program() {
-        let plain = commands(&specs(), "target/release/quorate", false);
+        let hints = |typed_as, endpoints, ca| Hints { typed_as, endpoints, ca };
+        let plain = commands(&specs(), hints("target/release/quorate", false, None));
         assert!(plain.starts_with("  target/release/quorate status\n"), "{plain}");
         assert_eq!(plain.lines().count(), 4);
-        let told = commands(&specs(), "q", true);
+        let told = commands(&specs(), hints("q", true, None));
         let endpoints = "--endpoints 127.0.0.1:7401,127.0.0.1:7402,127.0.0.1:7403";
         assert!(told.starts_with(&format!("  q {endpoints} status\n")), "{told}");
         assert!(told.contains("127.0.0.1:7401 quorate.lock.v1.LockService/Acquire"));
+        assert!(told.contains("grpcurl -plaintext "), "{told}");
+        let ca = Some(Path::new("/my data/ca.pem"));
+        let secure = commands(&specs(), hints("q", true, ca));
+        let flags = format!("  q {endpoints} --tls-ca '/my data/ca.pem' status\n");
+        assert!(secure.starts_with(&flags), "{secure}");
+        assert!(secure.contains("grpcurl -cacert '/my data/ca.pem' -d"), "{secure}");
+        let found = commands(&specs(), hints("q", false, ca));
+        assert!(found.starts_with("  q status\n"), "the CA is found with the endpoints: {found}");
     }
 }

@@ -13,12 +13,13 @@ use tokio::{
 
 use crate::{
     lab::{
+        certificates::Certificates,
         probe,
         process::{NodeProcess, NodeSpec},
         up::{
             Error, UpOptions,
             place::{self, Place},
-            screen::{self, Progress, say},
+            screen::{self, Hints, Progress, say},
         },
     },
     types::Duration,
@@ -47,15 +48,22 @@ const DEFAULT_BASE_PORT: u16 = 7400;
 pub async fn run(options: UpOptions) -> Result<(), Error> {
     options.check()?;
     let mut interrupts = Interrupts::take()?;
-    place::check_ports(&options.specs(&options.data_dir, false))?;
+    place::check_ports(&options.specs(&options.data_dir, false, None))?;
     let mut place = Place::take(&options)?;
-    let specs = options.specs(place.dir(), !place.is_founded());
-    let ended = match Supervisor::start(specs, &options) {
-        Ok(mut supervisor) => supervisor.run(&options, &mut place, &mut interrupts).await,
-        Err(error) => Err(error),
-    };
+    let ended = run_in(&mut place, &options, &mut interrupts).await;
     place.leave();
     ended
+}
+
+async fn run_in(
+    place: &mut Place,
+    options: &UpOptions,
+    interrupts: &mut Interrupts,
+) -> Result<(), Error> {
+    let tls = options.tls.then(|| place.certificates()).transpose()?;
+    let specs = options.specs(place.dir(), !place.is_founded(), tls.as_ref());
+    let mut supervisor = Supervisor::start(specs, tls, options)?;
+    supervisor.run(options, place, interrupts).await
 }
 
 /// What tells `up` to stop.
@@ -90,11 +98,16 @@ impl Interrupts {
 #[derive(Debug)]
 struct Supervisor {
     nodes: Vec<(NodeSpec, Option<NodeProcess>)>,
+    tls: Option<Certificates>,
 }
 
 impl Supervisor {
     /// Starts every node, or none.
-    fn start(specs: Vec<NodeSpec>, options: &UpOptions) -> Result<Self, Error> {
+    fn start(
+        specs: Vec<NodeSpec>,
+        tls: Option<Certificates>,
+        options: &UpOptions,
+    ) -> Result<Self, Error> {
         let mut nodes = Vec::new();
         for spec in specs {
             let process = spec.spawn(&options.program).map_err(|error| {
@@ -105,7 +118,7 @@ impl Supervisor {
             })?;
             nodes.push((spec, Some(process)));
         }
-        Ok(Self { nodes })
+        Ok(Self { nodes, tls })
     }
 
     async fn run(
@@ -123,7 +136,7 @@ impl Supervisor {
         };
         let ready = leader.and_then(|leader| {
             place.found()?;
-            place.write_endpoints(&self.specs())?;
+            place.write_endpoints(&self.specs(), self.tls.as_ref())?;
             Ok(leader)
         });
         let leader = match ready {
@@ -134,7 +147,10 @@ impl Supervisor {
             }
         };
         let specs = self.specs();
-        screen::welcome(&specs, leader, &options.typed_as, needs_endpoints(options), place.dir());
+        let ca = options.tls.then(|| place.ca_file());
+        let endpoints = needs_endpoints(options);
+        let hints = Hints { typed_as: &options.typed_as, endpoints, ca: ca.as_deref() };
+        screen::welcome(&specs, leader, hints, place.dir());
         self.watch(options, interrupts).await
     }
 
@@ -291,5 +307,6 @@ fn needs_endpoints(options: &UpOptions) -> bool {
     let hidden_by_file = default_dir.join("endpoints").exists();
     let found_by_port =
         options.base_port == DEFAULT_BASE_PORT && options.nodes <= 3 && !hidden_by_file;
-    !found_by_file && !found_by_port
+    // By port alone nobody finds the CA.
+    !found_by_file && (options.tls || !found_by_port)
 }

@@ -109,7 +109,7 @@ async fn a_handler_that_keeps_its_deadline_has_the_last_word() {
 
 #[tokio::test]
 async fn what_is_too_much_is_refused_by_kind() {
-    let limits = Limits { calls_max: 2, waits_max: 1, streams_max: 1 };
+    let limits = Limits { calls_max: 2, waits_max: 1, streams_max: 1, ..Limits::default() };
     let (gate, _drain) = gate(limits);
     let running = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&running);
@@ -141,7 +141,7 @@ async fn what_is_too_much_is_refused_by_kind() {
 
 #[tokio::test]
 async fn a_place_is_free_again_after_the_answer_or_the_streams_end() {
-    let limits = Limits { calls_max: 1, waits_max: 1, streams_max: 1 };
+    let limits = Limits { calls_max: 1, waits_max: 1, streams_max: 1, ..Limits::default() };
     let (gate, _drain) = gate(limits);
     let open: Arc<std::sync::Mutex<Vec<Call>>> = Arc::default();
     let kept = Arc::clone(&open);

@@ -4,10 +4,13 @@
 //! frames when its window is small. A channel stands for one connection; the lanes make a new one
 //! when it breaks, and wait a little longer each time.
 
-use tokio::{net::TcpListener, time::timeout};
-use tonic::transport::{Channel, Endpoint, Server, server::TcpIncoming};
+use std::sync::Arc;
+
+use tokio::time::timeout;
+use tonic::transport::{Channel, Endpoint, Server};
 
 use crate::{
+    net::{Dial, Fault, Tls},
     pb::raft::v1::raft_service_client::RaftServiceClient,
     types::{Duration, Rng},
 };
@@ -19,7 +22,8 @@ pub(super) const MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
-/// How long a TCP connection may take; its HTTP/2 preface may take as long again.
+/// How long a TCP connection may take; its HTTP/2 preface may take as long again, and so may the
+/// TLS handshake in between.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A connection that says nothing for this long is probed, and given up after as long again:
@@ -29,12 +33,12 @@ const KEEP_ALIVE: Duration = Duration::from_secs(3);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
-/// Connects to a peer's listener at `host:port`.
+/// Connects to a peer's listener at `host:port`, by TLS where there are certificates.
 ///
 /// # Errors
 /// What went wrong, in a sentence.
-pub(super) async fn connect(address: &str) -> Result<Channel, String> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+pub(super) async fn connect(address: &str, tls: Option<&Arc<Tls>>) -> Result<Channel, String> {
+    let mut endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| format!("{address:?} is not an address: {error}"))?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
@@ -43,7 +47,18 @@ pub(super) async fn connect(address: &str) -> Result<Channel, String> {
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .keep_alive_while_idle(true);
-    match timeout(CONNECT_TIMEOUT * 2, endpoint.connect()).await {
+    let connected = match tls {
+        None => timeout(CONNECT_TIMEOUT * 2, endpoint.connect()).await,
+        Some(tls) => {
+            let origin = format!("https://{address}").parse();
+            endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT * 2);
+            endpoint =
+                endpoint.origin(origin.expect("an address after http:// is one after https://"));
+            let connecting = endpoint.connect_with_connector(Dial::peer(Arc::clone(tls)));
+            timeout(CONNECT_TIMEOUT * 3, connecting).await
+        }
+    };
+    match connected {
         Ok(Ok(channel)) => Ok(channel),
         Ok(Err(error)) => Err(format!("cannot connect to {address}: {}", causes(&error))),
         Err(_) => Err(format!("cannot connect to {address}: it does not answer in time")),
@@ -64,13 +79,6 @@ pub fn server_builder() -> Server {
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
-}
-
-/// The connections that a listener accepts, without Nagle's delay: the server's own setting counts
-/// only where it binds the listener itself.
-#[must_use]
-pub fn incoming(listener: TcpListener) -> TcpIncoming {
-    TcpIncoming::from(listener).with_nodelay(Some(true))
 }
 
 /// Waits between attempts: doubling, with up to half of it drawn by chance, so that the lanes of
@@ -100,7 +108,10 @@ impl Backoff {
 }
 
 /// An error with what caused it: tonic's own text is only "transport error".
-fn causes(error: &dyn std::error::Error) -> String {
+fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    if let Some(fault) = Fault::behind(error) {
+        return fault.told().to_owned();
+    }
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -16,6 +16,7 @@ use tonic::{Code, Response, Status, Streaming, transport::Channel};
 use tracing::{debug, info, warn};
 
 use crate::{
+    net::Fault,
     pb::raft::v1::{
         AppendEntriesRequest, AppendEntriesResponse, ForwardRequest, HandshakeRequest, Identity,
         raft_service_client::RaftServiceClient,
@@ -96,7 +97,7 @@ impl LaneTask {
             Some(peer) if !peer.peer_address.is_empty() => peer.peer_address.clone(),
             _ => return Err("its address is not known".to_owned()),
         };
-        let channel = connect(&address).await?;
+        let channel = connect(&address, self.shared.options.tls.as_ref()).await?;
         match self.lane {
             Lane::Control => self.control(channel, up).await,
             Lane::Append => self.append(channel, up).await,
@@ -257,7 +258,10 @@ pub(super) fn learn_client_address(shared: &Shared, peer: NodeId, address: &str)
 
 /// A status as a sentence.
 pub(super) fn text(status: &Status) -> String {
-    format!("{:?}: {}", status.code(), status.message())
+    match Fault::behind(status) {
+        Some(fault) => fault.told().to_owned(),
+        None => format!("{:?}: {}", status.code(), status.message()),
+    }
 }
 
 async fn opened<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, String> {

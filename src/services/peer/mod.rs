@@ -22,7 +22,7 @@ mod transport;
 #[cfg(test)]
 mod tests;
 
-pub use channel::{incoming, server_builder};
+pub use channel::server_builder;
 pub use inbox::Inbox;
 pub use service::PeerService;
 pub use transport::{PeerOptions, PeerTransport};

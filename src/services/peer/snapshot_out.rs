@@ -176,7 +176,8 @@ impl<'a> Outgoing<'a> {
     async fn attempt(&mut self) -> Result<std::convert::Infallible, End> {
         let peers = self.shared.directory.peers();
         let peer = peers.get(&self.to).ok_or_else(|| "its address is not known".to_owned())?;
-        let channel = connect(&peer.peer_address).await?;
+        let tls = self.shared.options.tls.as_ref();
+        let channel = connect(&peer.peer_address, tls).await?;
         let (stream, requests) = mpsc::channel(1);
         // There is room for one.
         let _ = stream.try_send(self.head.clone());

@@ -16,12 +16,12 @@ use tokio::{
     sync::mpsc,
     time::{Instant, interval, timeout},
 };
-use tonic::Code;
+use tonic::{Code, transport::server::TcpIncoming};
 use uuid::Uuid;
 
 use super::{
     Inbox, PeerOptions, PeerTransport,
-    channel::{client, connect, incoming, server_builder},
+    channel::{client, connect, server_builder},
 };
 use crate::{
     node::{Directory, Peer, SnapshotOffer, Transport as _},
@@ -133,7 +133,7 @@ impl Node {
         let incoming_dir = TempDir::new().unwrap();
         let metrics = Metrics::new();
         let dir = incoming_dir.path().to_owned();
-        let options = PeerOptions { incoming_dir: dir, snapshot_rate, metrics };
+        let options = PeerOptions { incoming_dir: dir, snapshot_rate, metrics, tls: None };
         let (id, address) = (directory.node_id, listener.local_addr().unwrap());
         let transport = PeerTransport::new(Arc::new(directory), options);
 
@@ -141,7 +141,7 @@ impl Node {
         listener.set_nonblocking(true).unwrap();
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
         let server = server_builder().add_service(transport.service());
-        runtime.spawn(server.serve_with_incoming(incoming(listener)));
+        runtime.spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
         transport.start_into(Arc::clone(&recorder) as Arc<dyn Inbox>);
         drop(entered);
         Self { id, address, runtime: Some(runtime), transport, recorder, events, incoming_dir }
@@ -357,7 +357,7 @@ async fn a_vote_is_answered_when_the_voter_answers() {
 #[tokio::test]
 async fn a_vote_that_is_not_decided_in_time_is_no_refusal() {
     let (one, _two) = pair().await;
-    let mut client = client(connect(&one.address.to_string()).await.unwrap());
+    let mut client = client(connect(&one.address.to_string(), None).await.unwrap());
     let request = RequestVoteRequest {
         identity: Some(identity_of_two()),
         group_id: 1,
@@ -373,7 +373,7 @@ async fn a_vote_that_is_not_decided_in_time_is_no_refusal() {
 #[tokio::test]
 async fn a_stranger_is_answered_truthfully_and_changes_nothing() {
     let (mut one, _two) = pair().await;
-    let mut client = client(connect(&one.address.to_string()).await.unwrap());
+    let mut client = client(connect(&one.address.to_string(), None).await.unwrap());
     let foreign = Identity { cluster_id: cluster_id(2).to_string(), ..identity_of_two() };
     let wiped = Identity { incarnation: disk(22).to_string(), ..identity_of_two() };
     let unknown = Identity { from_node: 9, ..identity_of_two() };
@@ -410,7 +410,7 @@ async fn a_stranger_is_answered_truthfully_and_changes_nothing() {
 #[tokio::test]
 async fn a_stream_speaks_for_one_node_only() {
     let (mut one, _two) = pair().await;
-    let mut client = client(connect(&one.address.to_string()).await.unwrap());
+    let mut client = client(connect(&one.address.to_string(), None).await.unwrap());
     let request = |from| AppendEntriesRequest {
         identity: Some(Identity { from_node: from, ..identity_of_two() }),
         group_id: 1,
@@ -459,7 +459,7 @@ async fn one_stray_node_does_not_stop_a_healthy_one() {
 #[tokio::test]
 async fn a_handshake_that_went_astray_blames_nobody() {
     let (one, _two) = pair().await;
-    let mut client = client(connect(&one.address.to_string()).await.unwrap());
+    let mut client = client(connect(&one.address.to_string(), None).await.unwrap());
     let identity = Some(Identity { to_node: 3, ..identity_of_two() });
     let request = HandshakeRequest { identity, ..Default::default() };
     assert_eq!(client.handshake(request).await.unwrap_err().code(), Code::NotFound);

@@ -20,6 +20,7 @@ use tracing::{debug, error, warn};
 use uuid::Uuid;
 
 use crate::{
+    net::Tls,
     node::{Directory, Handle, SnapshotSource, Transport},
     observe::Metrics,
     pb::{
@@ -64,6 +65,8 @@ pub struct PeerOptions {
     pub snapshot_rate: u64,
     /// The node's metrics.
     pub metrics: Metrics,
+    /// The certificates for peers; without them peers are dialled in plaintext.
+    pub tls: Option<Arc<Tls>>,
 }
 
 /// The connections between this node and its peers.

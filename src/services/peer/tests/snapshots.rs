@@ -277,7 +277,7 @@ async fn offer(
     one: &Node,
     messages: Vec<InstallSnapshotRequest>,
 ) -> (u64, Result<InstallSnapshotResponse, Status>) {
-    let mut client = client(connect(&one.address.to_string()).await.unwrap());
+    let mut client = client(connect(&one.address.to_string(), None).await.unwrap());
     let answers = client.install_snapshot(tokio_stream::iter(messages)).await.unwrap();
     let answers: Vec<_> = timeout(DEADLINE, answers.into_inner().collect()).await.expect("an end");
     let wanted = answers.iter().flatten().find(|answer| !answer.done);
