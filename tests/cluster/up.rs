@@ -42,8 +42,13 @@ impl Up {
 
     /// The same over a directory that may hold a cluster, on ports of its own.
     async fn start_over(dir: TempDir) -> Self {
+        Self::start_with(dir, &[]).await
+    }
+
+    /// The same with further flags.
+    async fn start_with(dir: TempDir, more: &[&str]) -> Self {
         let base_port = free_base_port();
-        let mut child = command(dir.path(), base_port, &[]).spawn().expect("it starts");
+        let mut child = command(dir.path(), base_port, more).spawn().expect("it starts");
         let lines = |pipe: Box<dyn AsyncRead + Unpin>| BufReader::new(pipe).lines();
         let out = lines(Box::new(child.stdout.take().expect("piped")));
         let err = lines(Box::new(child.stderr.take().expect("piped")));
@@ -176,6 +181,46 @@ async fn ctrl_c_stops_every_node() {
     assert_eq!(written.trim(), ports.join(","));
     let (nodes, _dir) = up.end(Signal::INT).await;
     are_gone(&nodes).await;
+}
+
+#[tokio::test]
+async fn up_makes_certificates_that_the_command_line_finds() {
+    let run = async |dir: &Path, args: &[&str]| {
+        let mut command = Command::new(PROGRAM);
+        for variable in ["QUORATE_ENDPOINTS", "QUORATE_CONFIG", "QUORATE_TLS_CA"] {
+            command.env_remove(variable);
+        }
+        command.args(args).current_dir(dir).stdin(Stdio::null()).kill_on_drop(true);
+        let output = timeout(LIMIT, command.output()).await.expect("it ends").expect("it starts");
+        let text = |bytes| String::from_utf8(bytes).expect("text");
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let mut up = Up::start_with(tempfile::tempdir().expect("a directory"), &["--tls"]).await;
+    let grpcurl = up.say("grpcurl").await;
+    let data = up.dir.path().join("quorate-data");
+    let ca = fs::canonicalize(data.join("ca.pem")).expect("it lies beside the endpoints");
+    assert!(grpcurl.contains(&format!("-cacert {}", ca.display())), "{grpcurl}");
+    let put = run(up.dir.path(), &["kv", "put", "a", "1"]).await;
+    assert_eq!(put.0, Some(0), "{put:?}");
+    let endpoint = format!("127.0.0.1:{}", up.base_port + 2);
+    let blind = run(up.dir.path(), &["--endpoints", &endpoint, "kv", "get", "a"]).await;
+    assert_eq!(blind.0, Some(78), "{blind:?}");
+    assert!(blind.2.contains("the node demands TLS") && blind.2.contains("--tls-ca"), "{blind:?}");
+    let made = fs::read(&ca).expect("it is there");
+    let (nodes, dir) = up.end(Signal::INT).await;
+    are_gone(&nodes).await;
+    assert!(!ca.exists(), "nobody serves by it any more");
+
+    let plain = Up::start_over(dir).await;
+    let got = run(plain.dir.path(), &["kv", "get", "a"]).await;
+    assert_eq!(got.1.trim_end(), "1", "the same data without TLS: {got:?}");
+    let (nodes, dir) = plain.end(Signal::INT).await;
+    are_gone(&nodes).await;
+
+    let again = Up::start_with(dir, &["--tls"]).await;
+    eventually("the CA to lie there again", async || ca.exists().then_some(())).await;
+    assert_eq!(fs::read(&ca).expect("it is there"), made, "the certificates are used again");
+    again.end(Signal::INT).await;
 }
 
 #[tokio::test]

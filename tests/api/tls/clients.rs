@@ -65,6 +65,12 @@ async fn every_command_works_over_tls() {
 }
 
 #[tokio::test]
+async fn nodes_in_a_tests_own_process_speak_tls_too() {
+    let cluster = Cluster::builder(1).tls().start().await;
+    cluster.client().kv().set("a", "1").await.expect("written by TLS");
+}
+
+#[tokio::test]
 async fn grpcurl_is_let_in_with_the_ca_and_not_with_another() {
     if !crate::grpcurl::is_there().await {
         return;
