@@ -10,6 +10,12 @@ use prometheus_client::{
 
 use crate::observe::Metrics;
 
+/// The listeners that speak gRPC.
+const LISTENERS: [&str; 2] = ["client", "peer"];
+
+/// Why strangers are turned away; others have a row once they happen.
+const REASONS: [&str; 4] = ["plaintext", "no_certificate", "unknown_ca", "expired"];
+
 #[derive(Default)]
 pub(super) struct Connections {
     open: Family<ListenerLabel, Gauge>,
@@ -36,7 +42,18 @@ struct ReloadLabel {
 }
 
 impl Connections {
+    /// Registers them, with the rows that an alert may wait for at zero.
     pub(super) fn register(&self, registry: &mut Registry) {
+        for listener in LISTENERS {
+            drop(self.open.get_or_create(&ListenerLabel { listener }));
+            drop(self.refused.get_or_create(&ListenerLabel { listener }));
+            for reason in REASONS {
+                drop(self.tls_failures.get_or_create(&FailureLabel { listener, reason }));
+            }
+            for result in ["ok", "failed"] {
+                drop(self.tls_reloads.get_or_create(&ReloadLabel { listener, result }));
+            }
+        }
         registry.register("connections_open", "Connections that are open", self.open.clone());
         registry.register(
             "connections_refused",
