@@ -84,6 +84,7 @@ async fn vote(cluster: &Cluster, candidate: u64, voter: u64, term: u64) -> Reque
             from_node: candidate,
             to_node: voter,
             incarnation: field("incarnation"),
+            ..Default::default()
         }),
         group_id: 1,
         term,
