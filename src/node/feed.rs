@@ -139,7 +139,7 @@ impl Feed {
     }
 
     /// Adds a batch and wakes the readers.
-    pub(crate) fn publish(&self, index: LogIndex, batch: Published) {
+    pub fn publish(&self, index: LogIndex, batch: Published) {
         let (revision, position) = (batch.revision, batch.position);
         if !batch.changes.is_empty() || !batch.events.is_empty() {
             let mut ring = self.ring.write().unwrap_or_else(PoisonError::into_inner);

@@ -116,7 +116,8 @@ impl Source for Changes {
 
 /// The wanted changes after a revision, whole revisions only, the revision that they lead to, and
 /// whether more was there than fits. The first wanted revision is taken whatever its size.
-fn gather(
+#[must_use]
+pub fn gather(
     batches: &[Arc<Published>],
     after: Revision,
     bytes_max: usize,

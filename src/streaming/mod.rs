@@ -9,7 +9,7 @@ mod cursor;
 mod events;
 mod updates;
 
-pub use changes::Changes;
+pub use changes::{Changes, gather};
 pub use cursor::{Cursor, Piece, Source, Update};
 pub use events::{EventPlace, Events};
 pub use updates::{Terms, Updates, follow, updates};
