@@ -153,6 +153,11 @@ pub(crate) struct NodeProcess {
 }
 
 impl NodeProcess {
+    /// Its process id.
+    pub(crate) fn id(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
     /// Waits until it has ended. May be given up and called again.
     pub(crate) async fn wait(&mut self) -> io::Result<ExitStatus> {
         self.child.wait().await

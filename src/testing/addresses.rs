@@ -22,7 +22,7 @@ const STRIDE: u32 = 251;
 const ATTEMPTS: u32 = 64;
 
 /// One node's addresses for each id from 1 to `nodes`.
-pub(super) fn reserve(nodes: u8) -> Vec<Addresses> {
+pub(crate) fn reserve(nodes: u8) -> Vec<Addresses> {
     for _ in 0..ATTEMPTS {
         let own = own_address(std::process::id(), CLUSTERS.fetch_add(1, Ordering::Relaxed));
         let wanted: Vec<_> = (1..=nodes).map(|id| at(IpAddr::V4(own), u16::from(id))).collect();

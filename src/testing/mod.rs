@@ -21,7 +21,7 @@
 //! # }
 //! ```
 
-mod addresses;
+pub(crate) mod addresses;
 mod builder;
 mod cluster;
 mod in_process;

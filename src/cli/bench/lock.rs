@@ -48,7 +48,7 @@ pub(super) async fn lock(run: &Run, drive: Drive, args: &LockArgs) -> Result<Rep
 
 /// What is known of the one lock by all that want it.
 #[derive(Debug, Default)]
-struct Held {
+pub(super) struct Held {
     last_token: AtomicU64,
     holders: AtomicU64,
     not_grown: AtomicU64,
@@ -79,14 +79,15 @@ pub(super) async fn contend(run: &Run, drive: Drive, args: &LockArgs) -> Result<
         }
     };
     let (measured, _) = drive.clients(args.load.clients, body).await?;
-    let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
-    Ok(Report::new(measured)
-        .none("notGrown", "tokens that did not grow", count(&held.not_grown))
-        .none("together", "grants while another held the lock", count(&held.together)))
+    Ok(Report::new(measured).none("notGrown", "tokens that did not grow", held.not_grown()).none(
+        "together",
+        "grants while another held the lock",
+        held.together(),
+    ))
 }
 
 impl Held {
-    fn enter(&self, token: u64) {
+    pub(super) fn enter(&self, token: u64) {
         if self.holders.fetch_add(1, Ordering::SeqCst) > 0 {
             self.together.fetch_add(1, Ordering::SeqCst);
         }
@@ -95,8 +96,18 @@ impl Held {
         }
     }
 
-    fn leave(&self) {
+    pub(super) fn leave(&self) {
         self.holders.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// How many grants came while another held the lock.
+    pub(super) fn together(&self) -> u64 {
+        self.together.load(Ordering::SeqCst)
+    }
+
+    /// How many tokens did not grow.
+    pub(super) fn not_grown(&self) -> u64 {
+        self.not_grown.load(Ordering::SeqCst)
     }
 }
 

@@ -11,5 +11,6 @@ mod lock;
 mod options;
 mod put_stream;
 mod report;
+mod soak;
 
 pub(super) use options::BenchCommand;

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use crate::{
     cli::{
         Error,
-        bench::{drive::Drive, events, kv, lock, put_stream, report::Report},
+        bench::{drive::Drive, events, kv, lock, put_stream, report::Report, soak},
         context::Context,
     },
     client::Client,
@@ -20,6 +20,16 @@ const CLIENTS_MAX: u64 = 10_000;
 /// `quorate bench`.
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
+    /// One kind of operation on a cluster that is there.
+    #[command(flatten)]
+    One(OneCommand),
+    /// Mixed load on nodes of its own whose leader is killed again and again
+    Soak(soak::SoakArgs),
+}
+
+/// The benchmarks of one kind of operation.
+#[derive(Debug, Subcommand)]
+pub enum OneCommand {
     /// Write keys
     #[command(
         after_help = "Examples:\n  quorate bench put --clients 64 --duration 30s\n  quorate bench put --verify\n\nWith --verify each write has a key of its own; at the end every acknowledged one is read back,\nand one that is missing or was carried out twice makes the exit code 1."
@@ -144,6 +154,15 @@ pub struct AppendArgs {
 
 impl BenchCommand {
     pub(crate) async fn run(self, context: &Context) -> Result<(), Error> {
+        match self {
+            Self::One(command) => command.run(context).await,
+            Self::Soak(args) => soak::run(args, context.show).await,
+        }
+    }
+}
+
+impl OneCommand {
+    async fn run(self, context: &Context) -> Result<(), Error> {
         let run = Run { name: run_name(), clients: clients(context, self.load())? };
         let load = self.load().clone();
         let drive = Drive::new(&load);

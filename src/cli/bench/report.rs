@@ -144,7 +144,7 @@ impl Report {
 }
 
 /// Microseconds to three digits or so: `850us`, `1.25ms`, `37ms`, `1.2s`.
-fn micros(micros: u64) -> String {
+pub(super) fn micros(micros: u64) -> String {
     match micros {
         0..1_000 => format!("{micros}us"),
         1_000..10_000 => format!("{}.{:02}ms", micros / 1_000, micros % 1_000 / 10),
