@@ -14,6 +14,7 @@ mod machine;
 mod options;
 mod plan;
 mod process;
+mod put_stream;
 mod report;
 
 /// The generated messages and stubs.

@@ -98,6 +98,8 @@ impl System {
 pub enum Workload {
     /// Put a value at a random key
     Put,
+    /// Puts through one stream; Quorate only
+    PutStream,
     /// Read a random key, linearizable
     Get,
     /// Acquire and release, each client its own lock
@@ -115,11 +117,12 @@ pub enum Workload {
 }
 
 impl Workload {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Fsync,
         Self::Echo,
         Self::Memory,
         Self::Put,
+        Self::PutStream,
         Self::Get,
         Self::Lock,
         Self::Handover,
@@ -132,7 +135,7 @@ impl Workload {
             Self::Put | Self::Get | Self::Echo => &[1, 64, 256],
             Self::Lock => &[1, 64],
             Self::Handover => &[2, 16, 64],
-            Self::Failover | Self::Memory | Self::Fsync => &[],
+            Self::PutStream | Self::Failover | Self::Memory | Self::Fsync => &[],
         }
     }
 }

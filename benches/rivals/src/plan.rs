@@ -15,7 +15,8 @@ use crate::{
     echo, failover,
     load::{Measured, Times},
     machine,
-    options::{Options, Workload},
+    options::{Options, System, Workload},
+    put_stream,
     report::{Cell, Report},
 };
 
@@ -133,6 +134,13 @@ impl Turn<'_> {
             bench.write(self.options.keys).await?;
         }
         self.cells(bench, report).await?;
+        if self.workloads.contains(&Workload::PutStream) && system == System::Quorate {
+            let rate =
+                put_stream::measure(cluster.endpoint(leader), times(self.options), self.options);
+            let rate = rate.await?;
+            say(&format!("  {:24} {rate:8.0}/s", Cell::PutStream.name()));
+            report.add(system, Cell::PutStream, rate, None);
+        }
         if self.workloads.contains(&Workload::Failover) {
             let (kills, rounds) = (self.options.kills, self.options.rounds);
             // The first rounds take what does not divide evenly.

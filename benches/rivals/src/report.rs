@@ -16,6 +16,8 @@ pub enum Cell {
     Fsync,
     /// Operations a second with so many clients.
     Rate(Workload, usize),
+    /// Puts a second through one stream.
+    PutStream,
     /// Messages a second through one stream of the echo.
     EchoStream,
     /// Milliseconds from the kill to the next accepted write.
@@ -31,6 +33,8 @@ pub enum Cell {
 enum Wanted {
     /// At least this many times the rival, as the median of ratios.
     Times(f64),
+    /// At least this much.
+    AtLeast(f64),
     /// At most the rival's, as the median of ratios.
     AtMostRival,
     /// At most this much, for the largest member.
@@ -54,6 +58,7 @@ impl Cell {
                 };
                 format!("{name}, {clients}")
             }
+            Self::PutStream => "puts/s through one stream".to_owned(),
             Self::EchoStream => "bare echo, one stream/s".to_owned(),
             Self::Failover => "failover, ms".to_owned(),
             Self::Idle => "resident idle, MB".to_owned(),
@@ -71,6 +76,7 @@ impl Cell {
             Self::Rate(Lock, 64) | Self::Rate(Handover, 64) => Wanted::Times(3.0),
             Self::Rate(Handover, 2) => Wanted::Times(20.0),
             Self::Rate(Handover, 16) => Wanted::Times(6.0),
+            Self::PutStream => Wanted::AtLeast(100_000.0),
             Self::Failover => Wanted::Below(250.0, 600.0),
             Self::Idle => Wanted::AtMost(20.0),
             Self::Loaded => Wanted::AtMostRival,
@@ -173,6 +179,7 @@ impl Report {
                 (format!("{times:.1} times"), compared.map(|ratio| ratio >= times))
             }
             Wanted::AtMostRival => ("at most etcd's".to_owned(), compared.map(|r| r <= 1.0)),
+            Wanted::AtLeast(least) => (format!("{least}"), alone.map(|(m, _)| m >= least)),
             Wanted::AtMost(most) => (format!("at most {most}"), alone.map(|(_, m)| m <= most)),
             Wanted::Below(middle, worst) => (
                 format!("below {middle}, worst below {worst}"),
