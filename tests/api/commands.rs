@@ -193,6 +193,23 @@ async fn benchmarks() {
 }
 
 #[tokio::test]
+async fn a_soak_kills_its_own_leader_and_proves_what_was_acknowledged() {
+    let cli = Cli::at("127.0.0.1:1");
+    let short = ["--clients", "6", "--duration", "4s", "--kill-every", "3s", "--down-for", "500ms"];
+    let report = cli.json(&[&["bench", "soak"], &short[..]].concat()).await;
+    assert_eq!(
+        (&report["bench"], &report["wrong"]),
+        (&"soak".into(), &serde_json::json!({})),
+        "{report}"
+    );
+    assert_eq!(report["minutes"][0]["kills"], 1, "{report}");
+    assert!(report["acknowledged"].as_u64() > Some(0), "{report}");
+    assert_eq!(report["memory"]["verdict"], "not judged", "{report}");
+    let refused = cli.run(&["bench", "soak", "--kill-every", "5s", "--down-for", "5s"]).await;
+    assert_eq!(refused.code, 2, "{refused:?}");
+}
+
+#[tokio::test]
 async fn every_command_explains_itself() {
     let cli = Cli::at("127.0.0.1:1");
     let version = cli.ok(&["--version"]).await;
