@@ -17,7 +17,8 @@ mod process;
 mod put_stream;
 mod report;
 
-/// The generated messages and stubs.
+/// The generated messages and stubs, more of them than are used.
+#[allow(dead_code)]
 mod pb {
     pub mod cluster {
         tonic::include_proto!("quorate.cluster.v1");
