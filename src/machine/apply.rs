@@ -63,7 +63,7 @@ impl Machine {
     /// Where the store cannot be read or holds an unknown format.
     pub fn open(store: Arc<dyn Store>, config: MachineConfig) -> Result<Self, StoreError> {
         let (head, counters) = head::load(store.as_ref())?;
-        let next_timer = tx::first_timer(store.as_ref())?.map(|timer| timer.deadline);
+        let next_timer = tx::first_timer(store.as_ref(), LogTime::ZERO)?.map(|timer| timer.deadline);
         let requests = dedup::Requests::load(store.as_ref())?;
         Ok(Self { store, config, head, counters, requests, next_timer })
     }
@@ -109,10 +109,14 @@ impl Machine {
             assert_eq!(entry.index, tx.head.index.next(), "entries are applied without a gap");
             apply_entry(&mut tx, entry)?;
         }
-        let Finished { batch, mut applied, counters, requests, timers_moved } = tx.finish();
+        let Finished { batch, mut applied, counters, requests, timers_moved, timers_from } =
+            tx.finish();
         self.store.commit(batch)?;
         if timers_moved {
-            let timer = tx::first_timer(self.store.as_ref())?;
+            let timer = match timers_from {
+                Some(from) => tx::first_timer(self.store.as_ref(), from)?,
+                None => None,
+            };
             self.next_timer = timer.map(|timer| timer.deadline);
         }
         applied.next_timer = self.next_timer;

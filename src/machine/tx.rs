@@ -64,6 +64,8 @@ pub(crate) struct Finished {
     pub(crate) requests: Requests,
     /// Whether a timer was set or cleared.
     pub(crate) timers_moved: bool,
+    /// No timer lies before this; none is set where it is `None`.
+    pub(crate) timers_from: Option<LogTime>,
 }
 
 /// The unit of work under way: what it takes to undo it.
@@ -73,6 +75,7 @@ struct Unit {
     undo: Vec<(Bytes, Option<Option<Bytes>>)>,
     /// Where each request that was remembered or forgotten was before.
     requests: Vec<(u128, Option<u64>)>,
+    timers_from: Option<LogTime>,
     revision: Revision,
     compact_revision: Revision,
     position: Position,
@@ -164,6 +167,7 @@ impl<'a> Tx<'a> {
         self.unit.requests.clear();
         self.unit = Unit {
             undo: core::mem::take(&mut self.unit.undo),
+            timers_from: self.timers_from,
             requests: core::mem::take(&mut self.unit.requests),
             revision: self.head.revision,
             compact_revision: self.head.compact_revision,
@@ -198,7 +202,7 @@ impl<'a> Tx<'a> {
         self.applied.sessions.truncate(sessions);
         self.unit.touched.clear();
         self.unit.sub = 0;
-        self.timers_from = Some(LogTime::ZERO);
+        self.timers_from = self.unit.timers_from;
     }
 
     /// A number that no other entry of this cluster has, nor any of the cluster that it was
@@ -234,6 +238,7 @@ impl<'a> Tx<'a> {
             counters: self.counters,
             requests: self.requests,
             timers_moved: self.timers_moved,
+            timers_from: self.timers_from,
         }
     }
 }
@@ -447,10 +452,10 @@ impl Tx<'_> {
 
     /// The earliest timer that is due now; it stays until it is cleared.
     pub(crate) fn due_timer(&mut self) -> Result<Option<Timer>, StoreError> {
-        if self.timers_from.is_none_or(|from| from > self.now) {
+        let Some(from) = self.timers_from.filter(|from| *from <= self.now) else {
             return Ok(None);
-        }
-        let first = first_timer(self)?;
+        };
+        let first = first_timer(self, from)?;
         self.timers_from = first.as_ref().map(|timer| timer.deadline);
         Ok(first.filter(|timer| timer.deadline <= self.now))
     }
@@ -467,10 +472,15 @@ pub(crate) struct Timer {
     pub(crate) key: Bytes,
 }
 
-/// The earliest timer.
-pub(crate) fn first_timer(reader: &dyn Reader) -> Result<Option<Timer>, StoreError> {
-    let range = Key::of(Table::Timer).prefix();
-    let Some(row) = reader.scan(&range.start, range.end.as_deref()).next() else {
+/// The earliest timer, where none lies before `from`. The store remembers for a while what was
+/// deleted: a search from the very beginning would pass all of it.
+pub(crate) fn first_timer(
+    reader: &dyn Reader,
+    from: LogTime,
+) -> Result<Option<Timer>, StoreError> {
+    let end = Key::of(Table::Timer).prefix().end;
+    let start = Key::of(Table::Timer).u64(from.as_millis());
+    let Some(row) = reader.scan(&start, end.as_deref()).next() else {
         return Ok(None);
     };
     let (key, _) = row?;

@@ -30,8 +30,14 @@ use crate::{
 
 /// The most events that one turn takes in.
 const EVENTS_PER_TURN_MAX: usize = 1_024;
-/// How long the thread looks out for more before it sleeps.
-const LINGER: std::time::Duration = std::time::Duration::from_micros(100);
+/// How long the thread looks out for more before it sleeps: longer than a sync of the log takes
+/// where a few calls wait for each other, less where many do and the processors have other work.
+const LINGER_QUIET: std::time::Duration = std::time::Duration::from_micros(400);
+const LINGER_BUSY: std::time::Duration = std::time::Duration::from_micros(100);
+/// From how many events a turn on it is busy, on average.
+const BUSY_EVENTS: usize = 2;
+/// About how many turns the average is of.
+const AVERAGED_TURNS: usize = 16;
 /// How far the thread that makes the state durable stands back, in `nice` levels.
 const PERSIST_NICENESS: i32 = 10;
 /// The longest sleep, well below what the replica takes for a pause of the process.
@@ -49,6 +55,8 @@ pub(crate) struct Driver {
     pub(crate) proposed: VecDeque<Proposed>,
     /// For the next turn.
     pub(crate) again: Vec<Event>,
+    /// The events of the last [`AVERAGED_TURNS`], about.
+    pub(crate) recent_events: usize,
 }
 
 /// A batch of entries on its way to a majority.
@@ -98,7 +106,7 @@ impl Driver {
             events.append(&mut self.again);
             sleep = std::time::Duration::ZERO;
         }
-        let span = sleep.min(LINGER);
+        let span = sleep.min(self.linger());
         let mut next = linger(&self.shared.clock, inputs, span);
         if next.is_none() {
             next = match inputs.recv_timeout(sleep - span) {
@@ -122,7 +130,13 @@ impl Driver {
             next = inputs.try_recv().ok();
         }
         events.append(&mut self.shared.take_overflow());
+        self.recent_events -= self.recent_events / AVERAGED_TURNS;
+        self.recent_events += events.len();
         true
+    }
+
+    const fn linger(&self) -> std::time::Duration {
+        if self.recent_events < BUSY_EVENTS * AVERAGED_TURNS { LINGER_QUIET } else { LINGER_BUSY }
     }
 
     fn carry_out(&mut self, now: Instant, jobs: Jobs) {

@@ -215,6 +215,7 @@ pub fn start(options: NodeOptions) -> Result<Running, Error> {
         disk: Disk::default(),
         proposed: VecDeque::new(),
         again: Vec::new(),
+        recent_events: 0,
     };
     let applier = Applier { machine, config, shared: Arc::clone(&shared), transport };
 

@@ -141,5 +141,5 @@ fn timers_fall_due_in_the_order_of_their_deadlines() {
     assert_eq!((timer.deadline, timer.kind, timer.key.as_ref()), (at(10), 2, &b"a"[..]));
     tx.clear_timer(at(10), 2, b"a");
     assert_eq!(tx.due_timer().unwrap(), None);
-    assert_eq!(first_timer(&tx).unwrap().unwrap().deadline, at(20));
+    assert_eq!(first_timer(&tx, LogTime::ZERO).unwrap().unwrap().deadline, at(20));
 }
