@@ -103,7 +103,7 @@ async fn a_cluster_that_never_has_room_starts_and_answers_and_takes_nothing() {
 
 #[tokio::test]
 async fn a_disk_that_fills_refuses_what_grows_until_there_is_room_again() {
-    let free = statvfs(&std::env::temp_dir()).expect("a file system");
+    let free = statvfs(std::env::temp_dir()).expect("a file system");
     let free = free.f_bavail * free.f_frsize;
     if free < 4 * NOISE {
         eprintln!("skipped: {free} bytes are free, too few to fill");
