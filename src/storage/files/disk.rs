@@ -16,7 +16,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use crate::storage::files::{File, Files};
 
 /// How much is written at a time while a new file is filled, in bytes.
-const FILL_BYTES: usize = 1 << 20;
+const FILL_BYTES: usize = 64 << 10;
 
 /// The files of one directory.
 #[derive(Clone, Debug)]
