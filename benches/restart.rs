@@ -1,5 +1,5 @@
 //! How long a node takes from its start until it serves, with a million keys and a million events:
-//! after a clean stop, and after kill -9 under writes. A real process on a real disk, filled through
+//! after a clean stop, and after writes and kill -9. A real process on a real disk, filled through
 //! its own API. `TMPDIR` says which disk; the page cache is warm, as after a restart of the process.
 //!
 //! `cargo bench --bench restart`, or with other sizes `cargo bench --bench restart -- KEYS EVENTS`.
@@ -79,7 +79,7 @@ async fn main() {
         });
         writing.await.expect("the writes are taken");
         cluster.kill(1).await;
-        restart(&mut cluster, "after kill -9 under writes").await;
+        restart(&mut cluster, "after writes and kill -9").await;
         check(&cluster.client(), keys).await;
     }
 }

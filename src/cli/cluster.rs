@@ -10,7 +10,6 @@ use crate::{
         snapshot::SnapshotCommand,
         table::{Cell, Paint, Table},
     },
-    client::Client,
     pb::cluster::v1::{
         StateHashRequest, StateHashResponse, StatusRequest, TransferLeadershipRequest,
     },
@@ -73,10 +72,7 @@ async fn hash(context: &Context, args: HashArgs) -> Result<(), Error> {
     let revision = if args.revision == 0 { newest } else { args.revision };
     let mut hashes = Vec::new();
     for node in up {
-        let one = Client::builder()
-            .endpoints([node.client_address.clone()])
-            .timeout(context.client.timeout())
-            .build()?;
+        let one = context.client_of(core::slice::from_ref(&node.client_address))?;
         hashes.push(one.cluster().state_hash(StateHashRequest { revision }).await?);
     }
     if context.show.format == OutputFormat::Table {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 
 use crate::{
     cli::{Error, Globals, OutputFormat, show::Show},
-    client::{Client, Tls},
+    client::{self, Client, Tls},
     server::parse_duration,
     types::Duration,
 };
@@ -34,6 +34,7 @@ pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) show: Show,
     pub(crate) endpoints: Vec<String>,
+    tls: Option<Tls>,
 }
 
 /// The settings of client commands in the `--config` file.
@@ -61,15 +62,29 @@ impl Context {
             Some(endpoints) => (listed(endpoints.iter().map(String::as_str)), None),
             None => (written_down(written)?, ca_beside(written)),
         };
-        let mut builder = Client::builder()
-            .endpoints(endpoints.clone())
-            .timeout(globals.timeout.or(file.timeout).unwrap_or(TIMEOUT_DEFAULT));
-        if let Some(tls) = tls(globals, &file, beside)? {
-            builder = builder.tls(tls);
-        }
-        let client = builder.build().map_err(|error| Error::Usage(error.to_string()))?;
+        let tls = tls(globals, &file, beside)?;
+        let timeout = globals.timeout.or(file.timeout).unwrap_or(TIMEOUT_DEFAULT);
+        let client = dial(&endpoints, timeout, tls.as_ref());
+        let client = client.map_err(|error| Error::Usage(error.to_string()))?;
         let show = Show::new(globals.output.or(file.output).unwrap_or_default());
-        Ok(Self { client, show, endpoints })
+        Ok(Self { client, show, endpoints, tls })
+    }
+
+    /// A client of other endpoints, or in another order, with the same certificates and time limit.
+    pub(crate) fn client_of(&self, endpoints: &[String]) -> Result<Client, Error> {
+        Ok(dial(endpoints, self.client.timeout(), self.tls.as_ref())?)
+    }
+}
+
+fn dial(
+    endpoints: &[String],
+    timeout: Duration,
+    tls: Option<&Tls>,
+) -> Result<Client, client::Error> {
+    let builder = Client::builder().endpoints(endpoints).timeout(timeout);
+    match tls {
+        Some(tls) => builder.tls(tls.clone()).build(),
+        None => builder.build(),
     }
 }
 

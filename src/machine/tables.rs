@@ -29,15 +29,15 @@ pub(crate) enum Table {
     Session = 0x20,
     /// What else is known by session (`session.rs`).
     SessionDetail = 0x21,
-    /// Locks (`lock.rs`).
+    /// Locks (`lock/`).
     Lock = 0x30,
-    /// Waiters in line (`lock.rs`).
+    /// Waiters in line (`lock/`).
     Waiter = 0x31,
-    /// Waiters by request id (`lock.rs`).
+    /// Waiters by request id (`lock/`).
     WaiterRequest = 0x32,
-    /// Waiters by the call that is parked (`lock.rs`).
+    /// Waiters by the call that is parked (`lock/`).
     WaiterOrigin = 0x33,
-    /// What else is known of locks (`lock.rs`).
+    /// What else is known of locks (`lock/`).
     LockDetail = 0x34,
     /// `position` -> an event (`events.rs`).
     Event = 0x40,

@@ -181,7 +181,7 @@ async fn benchmarks() {
     let cluster = settled().await;
     let cli = Cli::of(&cluster);
     let short = ["--clients", "4", "--duration", "300ms"];
-    for bench in ["put", "get", "lock", "contend", "append", "subscribe"] {
+    for bench in ["put", "put-stream", "get", "lock", "contend", "append", "subscribe"] {
         let report = cli.json(&[&["bench", bench], &short[..]].concat()).await;
         assert_eq!((&report["bench"], &report["errors"]), (&bench.into(), &0.into()), "{report}");
         assert!(report["operations"].as_u64() > Some(0), "{report}");

@@ -234,8 +234,7 @@ fn clients(context: &Context, load: &Load) -> Result<Vec<Client>, Error> {
             let first = usize::try_from(number).unwrap_or_default() % endpoints.len();
             let mut rotated = endpoints.clone();
             rotated.rotate_left(first);
-            let built = Client::builder().endpoints(rotated).timeout(context.client.timeout());
-            Ok(built.build()?)
+            context.client_of(&rotated)
         })
         .collect()
 }

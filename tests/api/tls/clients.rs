@@ -62,6 +62,16 @@ async fn every_command_works_over_tls() {
     .await;
     let transferred = cli.ok(&["cluster", "transfer"]).await;
     assert!(!transferred.is_empty());
+    let hashes = cli.ok(&["cluster", "hash"]).await;
+    assert_eq!(hashes.lines().count(), 4, "a line a node: {hashes}");
+    let folder = tempfile::tempdir().expect("a folder");
+    let backup = folder.path().join("backup.qrb").display().to_string();
+    cli.ok(&["cluster", "snapshot", "save", &backup]).await;
+    for bench in ["put", "put-stream", "get", "lock", "append", "subscribe"] {
+        let short = ["--clients", "2", "--duration", "200ms"];
+        let report = cli.ok(&[&["bench", bench], &short[..]].concat()).await;
+        assert!(report.contains("errors         0"), "{report}");
+    }
 }
 
 #[tokio::test]
