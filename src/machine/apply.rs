@@ -63,7 +63,8 @@ impl Machine {
     /// Where the store cannot be read or holds an unknown format.
     pub fn open(store: Arc<dyn Store>, config: MachineConfig) -> Result<Self, StoreError> {
         let (head, counters) = head::load(store.as_ref())?;
-        let next_timer = tx::first_timer(store.as_ref(), LogTime::ZERO)?.map(|timer| timer.deadline);
+        let next_timer =
+            tx::first_timer(store.as_ref(), LogTime::ZERO)?.map(|timer| timer.deadline);
         let requests = dedup::Requests::load(store.as_ref())?;
         Ok(Self { store, config, head, counters, requests, next_timer })
     }

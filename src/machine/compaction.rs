@@ -3,6 +3,8 @@
 //! Answers follow the compact revision at once. The rows behind it are swept a few at each entry,
 //! in the order of the changes, so that no entry stalls and every node sweeps alike.
 
+use bytes::Bytes;
+
 use crate::{
     machine::{
         effect::ChangeKind,
@@ -19,6 +21,9 @@ use crate::{
 /// How many changes an entry sweeps at least; twice its own changes come on top, so that the
 /// sweep outruns any writer.
 const SWEEP_STEPS: usize = 32;
+
+/// About how many bytes of changes an entry reads for the sweep at most.
+const SWEEP_BYTES: usize = 4 << 20;
 
 /// `kv.v1.KvService/Compact`.
 pub(crate) fn compact(tx: &mut Tx<'_>, request: &CompactRequest) -> Decision<CompactResponse> {
@@ -56,22 +61,31 @@ fn sweep(tx: &mut Tx<'_>) -> Result<(), StoreError> {
         sub: tx.counters.swept_changes,
     };
     let end = keyspace::change_range(from.revision, tx.head.compact_revision).end;
-    let rows: Vec<_> =
-        tx.scan(&from.key(), end.as_deref()).take(steps).collect::<Result<_, _>>()?;
-    for (key, value) in &rows {
-        let ChangeRow { place, space, kind, replaced, kv } = ChangeRow::decode(key, value)?;
+    let (mut rows, mut bytes) = (Vec::new(), 0);
+    for row in tx.scan(&from.key(), end.as_deref()) {
+        let (key, value) = row?;
+        bytes += value.len();
+        let ChangeRow { place, space, kind, replaced, kv } = ChangeRow::decode(&key, &value)?;
+        // A copy, so that the value does not stay for the sake of its key.
+        rows.push((place, space, kind, replaced, Bytes::copy_from_slice(&kv.key)));
+        if rows.len() == steps || bytes > SWEEP_BYTES {
+            break;
+        }
+    }
+    let swept_all = rows.len() < steps && bytes <= SWEEP_BYTES;
+    for (place, space, kind, replaced, key) in rows {
         if !replaced.revision.is_zero() {
-            tx.delete(keyspace::version_key(space, &kv.key, replaced.revision));
+            tx.delete(keyspace::version_key(space, &key, replaced.revision));
             tx.delete(replaced.key());
         }
         if kind == ChangeKind::Delete {
-            tx.delete(keyspace::version_key(space, &kv.key, place.revision));
-            tx.delete(key.clone());
+            tx.delete(keyspace::version_key(space, &key, place.revision));
+            tx.delete(place.key());
         }
         tx.counters.swept_revision = place.revision.previous().value();
         tx.counters.swept_changes = place.sub + 1;
     }
-    if rows.len() < steps {
+    if swept_all {
         tx.counters.swept_revision = tx.head.compact_revision.value();
         tx.counters.swept_changes = 0;
     }

@@ -124,7 +124,7 @@ impl RequestRow {
 pub(crate) struct Requests {
     numbers: BTreeMap<u128, u64>,
     /// The number that was looked at last as the oldest, and since when it is remembered.
-    oldest: Option<(u64, LogTime)>,
+    pub(crate) oldest: Option<(u64, LogTime)>,
 }
 
 impl Requests {

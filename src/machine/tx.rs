@@ -203,6 +203,7 @@ impl<'a> Tx<'a> {
         self.unit.touched.clear();
         self.unit.sub = 0;
         self.timers_from = self.unit.timers_from;
+        self.requests.oldest = None;
     }
 
     /// A number that no other entry of this cluster has, nor any of the cluster that it was
@@ -474,10 +475,7 @@ pub(crate) struct Timer {
 
 /// The earliest timer, where none lies before `from`. The store remembers for a while what was
 /// deleted: a search from the very beginning would pass all of it.
-pub(crate) fn first_timer(
-    reader: &dyn Reader,
-    from: LogTime,
-) -> Result<Option<Timer>, StoreError> {
+pub(crate) fn first_timer(reader: &dyn Reader, from: LogTime) -> Result<Option<Timer>, StoreError> {
     let end = Key::of(Table::Timer).prefix().end;
     let start = Key::of(Table::Timer).u64(from.as_millis());
     let Some(row) = reader.scan(&start, end.as_deref()).next() else {

@@ -179,8 +179,8 @@ fn tell(shared: &Shared, free: u64, shortage: Option<Shortage>) {
         (None, None) => return,
         (Some(_), Some(_)) => {}
     }
-    // Said again with the next look where the queue is full.
-    let _ = shared.offer(Event::Space(shortage));
+    // The end of a shortage is said once: it may not get lost.
+    shared.insist(Event::Space(shortage));
 }
 
 #[cfg(test)]

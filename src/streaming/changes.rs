@@ -4,13 +4,14 @@
 
 use std::sync::Arc;
 
-use prost::Message as _;
+use prost::Message;
 use tonic::Status;
 
 use crate::{
     machine::{Change, Space},
     node::{FeedHead, Handle, Published},
     observe::ReaderKind,
+    pb::kv::v1::KeyValue,
     streaming::cursor::{Cursor, Piece, Source},
     types::{KeyRange, Revision},
     wire::status::{from_refusal, from_store_error},
@@ -61,13 +62,11 @@ impl Changes {
         Cursor::caught_up(self, head, after).measured(&metrics)
     }
 
-    /// Adds the version before each change; `None` where one is compacted, as only history can say.
-    fn add_prev(&self, changes: &mut [Change]) -> Option<()> {
+    /// Adds the version before each change, where it is still kept. `None` where the state cannot be
+    /// read, which history then says.
+    fn add_prev(&self, piece: Piece<Self>) -> Option<Piece<Self>> {
         let view = self.node.view();
-        for change in changes.iter_mut().filter(|change| !change.replaced.is_zero()) {
-            change.prev = Some(view.replaced(change).ok()??);
-        }
-        Some(())
+        with_versions_before(piece, LIVE_BYTES_MAX, |change| view.replaced(change).ok())
     }
 
     fn wants(&self, change: &Change) -> bool {
@@ -101,12 +100,10 @@ impl Source for Changes {
 
     fn live(&self, after: Revision) -> Option<Piece<Self>> {
         let batches = self.node.feed().after_revision(after, LIVE_BATCHES_MAX)?;
-        let (mut items, place, more) =
+        let (items, place, more) =
             gather(&batches, after, LIVE_BYTES_MAX, |change| self.wants(change));
-        if self.with_prev {
-            self.add_prev(&mut items)?;
-        }
-        Some(Piece { items, place, more })
+        let piece = Piece { items, place, more };
+        if self.with_prev { self.add_prev(piece) } else { Some(piece) }
     }
 
     fn is_behind(&self, place: Revision, head: &FeedHead) -> bool {
@@ -148,6 +145,37 @@ pub fn gather(
     (items, place, false)
 }
 
+/// Adds what each change replaced, and cuts the piece at a revision where that is too much.
+fn with_versions_before<S>(
+    mut piece: Piece<S>,
+    bytes_max: usize,
+    replaced: impl Fn(&Change) -> Option<Option<KeyValue>>,
+) -> Option<Piece<S>>
+where
+    S: Source<Item = Change, Place = Revision>,
+{
+    let (mut bytes, mut start, mut revision) = (0, 0, 0);
+    for at in 0..piece.items.len() {
+        let change = &piece.items[at];
+        if change.kv.mod_revision > revision {
+            (revision, start) = (change.kv.mod_revision, at);
+        }
+        if change.replaced.is_zero() {
+            continue;
+        }
+        let prev = replaced(change)?;
+        bytes += prev.as_ref().map_or(0, Message::encoded_len);
+        if bytes > bytes_max && start > 0 {
+            piece.items.truncate(start);
+            piece.place = Revision::new(revision).previous();
+            piece.more = true;
+            break;
+        }
+        piece.items[at].prev = prev;
+    }
+    Some(piece)
+}
+
 fn size(change: &Change) -> usize {
     change.kv.encoded_len()
 }
@@ -155,7 +183,7 @@ fn size(change: &Change) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{machine::ChangeKind, pb::kv::v1::KeyValue};
+    use crate::machine::ChangeKind;
 
     fn change(key: &str, revision: u64, bytes: usize) -> Change {
         let kv = KeyValue {
@@ -209,6 +237,26 @@ mod tests {
             (Vec::new(), 4, false),
             "the place moves past the unwanted"
         );
+    }
+
+    #[test]
+    fn what_was_replaced_counts_and_what_is_compacted_is_left_out() {
+        let mut items = vec![change("a", 4, 0), change("b", 5, 0), change("a", 6, 0)];
+        items.iter_mut().for_each(|change| change.replaced = Revision::new(1));
+        let piece =
+            || Piece::<Changes> { items: items.clone(), place: Revision::new(9), more: false };
+        let large = |change: &Change| {
+            let kv = KeyValue { value: vec![0; 400].into(), ..Default::default() };
+            Some((change.kv.key == "a").then_some(kv))
+        };
+        let whole = with_versions_before(piece(), 1_000, large).expect("it can be read");
+        let known: Vec<_> = whole.items.iter().map(|change| change.prev.is_some()).collect();
+        assert_eq!((known, whole.place.value(), whole.more), (vec![true, false, true], 9, false));
+        let cut = with_versions_before(piece(), 500, large).expect("it can be read");
+        assert_eq!((cut.items.len(), cut.place.value(), cut.more), (2, 5, true));
+        let first = with_versions_before(piece(), 1, large).expect("it can be read");
+        assert_eq!((first.items.len(), first.more), (1, true), "one revision is taken at least");
+        assert!(with_versions_before(piece(), 1, |_| None).is_none());
     }
 
     #[test]

@@ -154,7 +154,9 @@ impl Replica {
         for Propose { sequence, command, expected_term } in request.proposals {
             let term = Term::new(expected_term);
             let route = Route::Remote { from, sequence, term };
-            if let Some(refusal) = self.shortages.refuse(&command) {
+            // One that does not lead in this term says so below.
+            let leads = self.status.role == RoleKind::Leader && self.status.term == term;
+            if leads && let Some(refusal) = self.shortages.refuse(&command) {
                 self.refuse(route, refusal, jobs);
                 continue;
             }

@@ -9,6 +9,7 @@
 
 use core::fmt;
 use std::{
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -51,6 +52,8 @@ const CHECKSUM_BYTES: usize = 4;
 /// A store in one file.
 pub struct RedbStore {
     path: PathBuf,
+    /// The file itself, where it is one of the system's.
+    file: Option<std::fs::File>,
     database: Database,
     layers: ArcSwap<Layers>,
     /// The number of the last batch.
@@ -100,6 +103,7 @@ impl RedbStore {
             let layers = Layers { active: Arc::default(), frozen: None, file };
             Ok(Self {
                 path: path.into(),
+                file: std::fs::File::open(path).ok(),
                 database,
                 layers: ArcSwap::from_pointee(layers),
                 last: AtomicU64::new(0),
@@ -221,7 +225,9 @@ impl Store for RedbStore {
     }
 
     fn reusable_bytes(&self) -> Result<u64, StoreError> {
-        let file = std::fs::metadata(&self.path).map_or(0, |file| file.len());
+        // What the file takes, not how long it is: it has holes. By its handle, as its name changes.
+        let file = self.file.as_ref().and_then(|file| file.metadata().ok());
+        let file = file.map_or(0, |file| file.blocks() * 512);
         let taken = || -> Result<u64, redb::Error> {
             // Pages that one transaction frees can be filled after the next.
             self.flush(Durability::Immediate)?;
