@@ -28,7 +28,7 @@ use crate::{
     observe::{MethodMetrics, Metrics, Stage, TRACEPARENT, Trace, TraceParent, traced},
     pb::{DESCRIPTORS, command::v1::Reason},
     server::{
-        slow::{Ended, SlowLog},
+        slow::{Ended, Nature, SlowLog},
         spans::Spans,
     },
     services,
@@ -73,7 +73,9 @@ struct Told {
 #[derive(Clone, Debug)]
 struct Method {
     metrics: MethodMetrics,
-    streams: bool,
+    /// Whether it ends with the streams when the node drains, and not with what proposes.
+    yields: bool,
+    nature: Nature,
 }
 
 impl RequestLayer {
@@ -118,7 +120,7 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         services::arrive(&mut request);
         let method = self.layer.methods.get(request.uri().path()).cloned();
-        let proposes = method.as_ref().is_some_and(|method| !method.streams);
+        let proposes = method.as_ref().is_some_and(|method| !method.yields);
         let parked = request.uri().path() == PARKED;
         let ending = &self.layer.ending;
         let end = if proposes { ending.requests.clone() } else { ending.streams.clone() };
@@ -164,9 +166,14 @@ fn methods(metrics: &Metrics) -> BTreeMap<String, Method> {
             let full = format!("{}.{}", file.package(), service.name());
             for method in &service.method {
                 let path = format!("/{full}/{}", method.name());
-                let streams = (method.server_streaming() && path != PUT_STREAM) || path == PARKED;
+                let nature = match &*path {
+                    PARKED => Nature::Parked,
+                    _ if method.server_streaming() => Nature::Stream,
+                    _ => Nature::Prompt,
+                };
+                let yields = nature != Nature::Prompt && path != PUT_STREAM;
                 let metrics = metrics.method(&full, method.name());
-                methods.insert(path, Method { metrics, streams });
+                methods.insert(path, Method { metrics, yields, nature });
             }
         }
     }
@@ -214,7 +221,7 @@ impl Drop for Open {
             total,
             trace: &self.trace,
             parent: self.parent,
-            waits: method.streams,
+            nature: method.nature,
         };
         if let (Some(_), Some(answer)) = (self.trace.replicate, ended.answer()) {
             told.metrics.observe_stage(Stage::Answer, answer, 1);
@@ -373,11 +380,13 @@ mod tests {
     }
 
     #[test]
-    fn the_parked_method_is_one_of_ours() {
+    fn methods_that_last_are_known_and_all_but_one_yield_to_a_drain() {
         let methods = methods(&Metrics::new());
-        assert!(methods[PARKED].streams);
-        assert!(methods["/quorate.kv.v1.KvService/Watch"].streams);
-        assert!(!methods["/quorate.kv.v1.KvService/Put"].streams);
-        assert!(!methods[PUT_STREAM].streams, "it acknowledges what it took");
+        let of = |path: &str| (methods[path].yields, methods[path].nature);
+        assert_eq!(of(PARKED), (true, Nature::Parked));
+        assert_eq!(of("/quorate.kv.v1.KvService/Watch"), (true, Nature::Stream));
+        assert_eq!(of("/quorate.kv.v1.KvService/Put"), (false, Nature::Prompt));
+        // It acknowledges what it took before it ends, and is long all the same.
+        assert_eq!(of(PUT_STREAM), (false, Nature::Stream));
     }
 }

@@ -26,8 +26,18 @@ pub(crate) struct Ended<'a> {
     pub(crate) trace: &'a Trace,
     /// What the caller said that it is part of.
     pub(crate) parent: Option<TraceParent>,
-    /// Whether it waits for others by its nature, as an acquire does.
-    pub(crate) waits: bool,
+    pub(crate) nature: Nature,
+}
+
+/// How long a method takes by its nature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Nature {
+    /// It is answered as soon as the work is done.
+    Prompt,
+    /// It may wait for others, as an acquire does.
+    Parked,
+    /// It is open for as long as its caller likes.
+    Stream,
 }
 
 impl Ended<'_> {
@@ -116,8 +126,12 @@ impl SlowLog {
         if self.threshold.is_zero() || ended.total < self.threshold {
             return;
         }
-        let waited = ended.waits && (ended.trace.waited || ended.trace.settled.is_none());
-        if waited {
+        let long = match ended.nature {
+            Nature::Prompt => false,
+            Nature::Parked => ended.trace.waited || ended.trace.settled.is_none(),
+            Nature::Stream => true,
+        };
+        if long {
             return;
         }
         let now = ended.started + ended.total;
@@ -227,7 +241,7 @@ mod tests {
         metrics: &Metrics,
         trace: &Trace,
         total: Duration,
-        waits: bool,
+        nature: Nature,
     ) -> String {
         let lines = Lines::default();
         let subscriber = tracing_subscriber::fmt().json().with_writer(lines.clone()).finish();
@@ -236,7 +250,7 @@ mod tests {
             let started = trace.taken.unwrap_or_else(Instant::now) - Duration::from_millis(1);
             let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().ok();
             let code = Code::Ok;
-            let ended = Ended { method: &method, code, started, total, trace, parent, waits };
+            let ended = Ended { method: &method, code, started, total, trace, parent, nature };
             log.tell(metrics, &ended);
         });
         let bytes = lines.0.lock().expect("no writer panicked").clone();
@@ -267,7 +281,7 @@ mod tests {
             fsync: Duration::from_millis(9),
             ..WalBatch::default()
         });
-        let line = told(&log, &metrics, &written(), Duration::from_millis(40), false);
+        let line = told(&log, &metrics, &written(), Duration::from_millis(40), Nature::Prompt);
         let line: serde_json::Value = serde_json::from_str(&line).expect("one line of JSON");
         let fields = &line["fields"];
         assert_eq!(line["level"], "WARN");
@@ -297,11 +311,11 @@ mod tests {
     fn a_write_that_was_passed_on_names_the_leader() {
         let (log, metrics) = (SlowLog::new(Duration::from_nanos(1)), Metrics::new());
         let trace = Trace { passed_on_to: 2, ..written() };
-        let line = told(&log, &metrics, &trace, Duration::from_millis(40), false);
+        let line = told(&log, &metrics, &trace, Duration::from_millis(40), Nature::Prompt);
         assert!(line.contains("\"passed_on_to\":2,\"leader_ms\":30.0"), "{line}");
         assert!(!line.contains("fsync_ms") && !line.contains("replicate_ms"), "{line}");
         let unanswered = Trace { settled: None, replicate: None, apply: None, ..trace };
-        let line = told(&log, &metrics, &unanswered, Duration::from_millis(40), false);
+        let line = told(&log, &metrics, &unanswered, Duration::from_millis(40), Nature::Prompt);
         assert!(line.contains("\"unfinished\":\"leader\""), "{line}");
     }
 
@@ -309,13 +323,25 @@ mod tests {
     fn what_is_quick_or_waits_by_its_nature_is_not_told() {
         let metrics = Metrics::new();
         let log = SlowLog::new(Duration::from_millis(50));
-        assert_eq!(told(&log, &metrics, &written(), Duration::from_millis(49), false), "");
+        assert_eq!(told(&log, &metrics, &written(), Duration::from_millis(49), Nature::Prompt), "");
         let log = SlowLog::new(Duration::ZERO);
-        assert_eq!(told(&log, &metrics, &written(), Duration::from_secs(9), false), "", "off");
+        assert_eq!(
+            told(&log, &metrics, &written(), Duration::from_secs(9), Nature::Prompt),
+            "",
+            "off"
+        );
         let log = SlowLog::new(Duration::from_nanos(1));
         let in_line = Trace { waited: true, ..written() };
-        assert_eq!(told(&log, &metrics, &in_line, Duration::from_secs(9), true), "");
-        assert_ne!(told(&log, &metrics, &written(), Duration::from_secs(9), true), "", "at once");
+        assert_eq!(told(&log, &metrics, &in_line, Duration::from_secs(9), Nature::Parked), "");
+        assert_ne!(
+            told(&log, &metrics, &written(), Duration::from_secs(9), Nature::Parked),
+            "",
+            "at once"
+        );
+        for trace in [Trace::default(), written()] {
+            let long = Duration::from_secs(9);
+            assert_eq!(told(&log, &metrics, &trace, long, Nature::Stream), "", "streams never");
+        }
     }
 
     #[test]
