@@ -175,7 +175,9 @@ impl Fault {
         }
     }
 
-    /// h2 keeps only the text of an error that broke a connection.
+    /// h2 keeps only the text of an error that broke a connection. Such an alert may come long
+    /// after the handshake, so none counts but those about a certificate: of them alone it is
+    /// certain that no request was served. What else ends a handshake comes with its type.
     fn of_alert_text(text: &str) -> Option<Self> {
         let (_, name) = text.split_once("received fatal alert: ")?;
         let alerts = [
@@ -191,7 +193,7 @@ impl Fault {
         ];
         let word = name.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
         let alert = alerts.into_iter().find(|alert| format!("{alert:?}") == word);
-        Some(alert.map_or(Self::Protocol, Self::of_alert))
+        alert.map(Self::of_alert)
     }
 }
 
@@ -203,15 +205,19 @@ mod tests {
     fn an_alert_is_known_by_its_type_and_by_its_text_alone() {
         let error = Error::AlertReceived(AlertDescription::CertificateRequired);
         assert_eq!(Fault::behind(&error), Some(Fault::CertificateDemanded));
+        let error = Error::AlertReceived(AlertDescription::ProtocolVersion);
+        assert_eq!(Fault::behind(&error), Some(Fault::Protocol));
         for (alert, fault) in [
-            (AlertDescription::CertificateRequired, Fault::CertificateDemanded),
-            (AlertDescription::CertificateExpired, Fault::OwnExpired),
-            (AlertDescription::UnknownCA, Fault::Distrusted),
-            (AlertDescription::ProtocolVersion, Fault::Protocol),
+            (AlertDescription::CertificateRequired, Some(Fault::CertificateDemanded)),
+            (AlertDescription::CertificateExpired, Some(Fault::OwnExpired)),
+            (AlertDescription::UnknownCA, Some(Fault::Distrusted)),
+            // These may break a connection that carried requests.
+            (AlertDescription::BadRecordMac, None),
+            (AlertDescription::InternalError, None),
         ] {
             let text = Error::AlertReceived(alert).to_string();
             let broken = io::Error::other(format!("connection error: {text}"));
-            assert_eq!(Fault::behind(&broken), Some(fault), "{text}");
+            assert_eq!(Fault::behind(&broken), fault, "{text}");
         }
         assert_eq!(Fault::behind(&io::Error::other("broken pipe")), None);
     }
