@@ -83,7 +83,7 @@ impl Kv {
         PutStream::new(self.client.clone(), None)
     }
 
-    /// The same, with another bound of the puts that one message carries; at least 1.
+    /// The same, with another bound of the puts that one message carries, 1 to 10,000.
     #[must_use]
     pub fn put_stream_of(&self, message_puts: usize) -> PutStream {
         PutStream::new(self.client.clone(), Some(message_puts))

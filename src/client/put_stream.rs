@@ -33,6 +33,9 @@ use crate::{
 /// How many puts a message carries at most, unless said otherwise.
 const MESSAGE_PUTS: usize = 512;
 
+/// The most puts that a node takes in one message.
+const MESSAGE_PUTS_MAX: usize = 10_000;
+
 /// How many bytes of puts a message carries at most, unless one put alone is larger.
 const MESSAGE_BYTES_MAX: usize = 256 << 10;
 
@@ -116,7 +119,7 @@ struct Progress {
 impl PutStream {
     pub(super) fn new(client: Client, message_puts: Option<usize>) -> Self {
         let shared = Arc::new(Shared {
-            message_puts: message_puts.unwrap_or(MESSAGE_PUTS).max(1),
+            message_puts: message_puts.unwrap_or(MESSAGE_PUTS).clamp(1, MESSAGE_PUTS_MAX),
             buffer: Mutex::default(),
             filled: Notify::new(),
             room: Notify::new(),

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use tokio::{
     sync::mpsc,
+    task::yield_now,
     time::{Instant, sleep_until},
 };
 use tokio_stream::{Stream, StreamExt as _};
@@ -29,6 +30,12 @@ use crate::{
     types::Duration,
     wire::status::{from_refusal, is_outcome_unknown},
 };
+
+/// The most puts of one message.
+const MESSAGE_PUTS_MAX: usize = 10_000;
+
+/// The most messages that are taken before others have their turn.
+const TURN_MESSAGES_MAX: usize = 64;
 
 /// The most puts of one entry.
 const ENTRY_PUTS_MAX: usize = 512;
@@ -63,11 +70,28 @@ struct InFlight {
     troubled: Option<Instant>,
     /// Whether an earlier attempt may take effect yet.
     unknown: bool,
+    /// Whether the state knew the stream before the entry was first proposed.
+    known: bool,
+    /// Whether it was proposed again, and so behind everything that goes before it.
+    again: bool,
 }
 
 impl InFlight {
     fn last_sequence(&self) -> u64 {
         self.batch.first_sequence + self.batch.puts.len() as u64 - 1
+    }
+
+    /// Whether the oldest entry of a connection that began with put `first` was refused only
+    /// because it came too early. What goes before it is applied by now, so that it finds its place
+    /// the next time; where it does not, or where the state no longer knows the stream, the stream
+    /// is forgotten.
+    fn overtook(&self, refusal: &Refusal, first: u64) -> bool {
+        let forgotten =
+            || refusal.metadata.get("expected_sequence").is_some_and(|next| next == "1");
+        refusal.reason() == Reason::PutStreamGap
+            && self.batch.first_sequence > first
+            && !self.again
+            && !(self.known && forgotten())
     }
 }
 
@@ -89,6 +113,8 @@ pub(crate) struct PutStream<S> {
     waiting_bytes: usize,
     window: VecDeque<InFlight>,
     window_bytes: usize,
+    /// Whether a put was acknowledged over this connection.
+    acknowledged: bool,
     /// What the stream ends with once everything under way is acknowledged.
     end: Result<(), Status>,
 }
@@ -114,6 +140,7 @@ where
             waiting_bytes: 0,
             window: VecDeque::new(),
             window_bytes: 0,
+            acknowledged: false,
             end: Ok(()),
         }
     }
@@ -130,16 +157,19 @@ where
             tokio::select! {
                 biased;
                 outcome = outcome(&mut self.window) => self.settle(outcome).await?,
-                request = next(&mut self.requests), if room => self.take(request),
                 () = drain.cancelled(), if self.requests.is_some() => self.finish(Err(draining())),
+                request = next(&mut self.requests), if room => self.take(request),
             }
             self.take_ready().await;
         }
     }
 
-    /// Takes what is there without waiting for more.
+    /// Takes what is there without waiting for more. Messages may be empty, so they are counted.
     async fn take_ready(&mut self) {
-        while self.waiting.len() < ENTRY_PUTS_MAX && self.waiting_bytes < ENTRY_BYTES_MAX {
+        for _ in 0..TURN_MESSAGES_MAX {
+            if self.waiting.len() >= ENTRY_PUTS_MAX || self.waiting_bytes >= ENTRY_BYTES_MAX {
+                return;
+            }
             let Some(requests) = &mut self.requests else { return };
             let ready = poll_fn(|context| {
                 Poll::Ready(match Pin::new(&mut *requests).poll_next(context) {
@@ -150,6 +180,7 @@ where
             let Some(request) = ready.await else { return };
             self.take(request);
         }
+        yield_now().await;
     }
 
     /// Reads no further: what came is carried out, then the stream ends.
@@ -176,6 +207,12 @@ where
     /// Checks a message and takes its puts.
     fn admit(&mut self, request: PutStreamRequest) -> Result<(), Status> {
         self.place(&request)?;
+        let count = request.puts.len();
+        if count > MESSAGE_PUTS_MAX {
+            let sentence = format!("a message of the stream has at most {MESSAGE_PUTS_MAX} puts");
+            let refusal = refusal(Reason::InvalidArgument, sentence);
+            return Err(from_refusal(refusal.with("limit", MESSAGE_PUTS_MAX).with("puts", count)));
+        }
         let bytes = request.encoded_len();
         if bytes > COMMAND_BYTES_MAX {
             return Err(from_refusal(too_large().with("bytes", bytes)));
@@ -236,9 +273,10 @@ where
         Ok(())
     }
 
-    /// Proposes what waits, as far as the window allows.
+    /// Proposes what waits, as far as the window allows; nothing behind an entry in trouble, which
+    /// it would only overtake.
     fn propose(&mut self) {
-        while !self.waiting.is_empty() {
+        while !self.waiting.is_empty() && !self.is_held() {
             let full =
                 self.waiting.len() >= ENTRY_PUTS_MAX || self.waiting_bytes >= ENTRY_BYTES_MAX;
             let entries_max = if full { WINDOW_ENTRIES_MAX } else { PARTIAL_ENTRIES_MAX };
@@ -254,8 +292,16 @@ where
                 proposal,
                 troubled: None,
                 unknown: false,
+                known: self.acknowledged,
+                again: false,
             });
         }
+    }
+
+    /// Whether the oldest entry is to be proposed again, or a queue had no room for the newest.
+    fn is_held(&self) -> bool {
+        self.window.front().is_some_and(|entry| entry.troubled.is_some())
+            || self.window.back().is_some_and(|entry| entry.proposal.is_err())
     }
 
     /// Takes one entry's puts off those that wait.
@@ -285,8 +331,7 @@ where
             Ok(_) => return Err(Status::internal("the state machine gave another kind of result")),
         };
         let reason = refusal.reason();
-        // What went before it over this connection is applied: it only came too early.
-        let overtook = reason == Reason::PutStreamGap && entry.batch.first_sequence > self.first;
+        let overtook = entry.overtook(&refusal, self.first);
         let unknown = is_outcome_unknown(reason);
         entry.unknown |= unknown;
         let since = *entry.troubled.get_or_insert_with(Instant::now);
@@ -298,6 +343,7 @@ where
             sleep_until(Instant::now() + RETRY_PAUSE).await;
         }
         let entry = self.window.front_mut().expect("it is still there");
+        entry.again = true;
         entry.proposal = self.context.node.begin(Op::PutBatch(entry.batch.clone()));
         Ok(())
     }
@@ -321,6 +367,7 @@ where
     async fn acknowledge(&mut self, done: PutBatchDone) -> Result<(), Status> {
         let entry = self.window.pop_front().expect("its outcome came");
         self.window_bytes -= entry.bytes;
+        self.acknowledged = true;
         let id = self.id.filter(|_| !core::mem::replace(&mut self.told, true));
         let first_sequence = done.first_sequence.min(entry.last_sequence() + 1);
         let response = PutStreamResponse {
@@ -374,4 +421,37 @@ fn draining() -> Status {
         "this node is stopping: what it took is acknowledged, go on at another one with the same \
          stream_id",
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(first_sequence: u64) -> InFlight {
+        InFlight {
+            batch: PutBatch { first_sequence, ..Default::default() },
+            bytes: 0,
+            proposal: Err(refusal(Reason::Overloaded, "full")),
+            troubled: None,
+            unknown: false,
+            known: false,
+            again: false,
+        }
+    }
+
+    #[test]
+    fn an_entry_that_overtook_is_proposed_again_once_and_never_for_a_forgotten_stream() {
+        let gap = |expected: u64| {
+            refusal(Reason::PutStreamGap, "too early").with("expected_sequence", expected)
+        };
+        assert!(entry(9).overtook(&gap(5), 1));
+        assert!(entry(9).overtook(&gap(1), 1), "the stream's first entry fell with its leader");
+        assert!(!entry(9).overtook(&gap(5), 9), "nothing goes before it over this connection");
+        assert!(!entry(9).overtook(&refusal(Reason::Overloaded, "full"), 1));
+        let again = InFlight { again: true, ..entry(9) };
+        assert!(!again.overtook(&gap(5), 1), "what goes before it was acknowledged");
+        let known = InFlight { known: true, ..entry(9) };
+        assert!(known.overtook(&gap(5), 1));
+        assert!(!known.overtook(&gap(1), 1), "the state knew the stream and does no longer");
+    }
 }

@@ -153,6 +153,27 @@ async fn a_message_with_a_malformed_put_is_refused_whole_and_what_came_before_is
 }
 
 #[tokio::test]
+async fn a_message_of_too_many_puts_is_refused_and_empty_ones_keep_no_put_waiting() {
+    let mut cluster = Cluster::start(1).await;
+    let leader = cluster.wait_for_leader().await;
+    let mut stream = Stream::open(channel(&cluster, leader).await).await;
+    stream.send("", 0, vec![put("few", "1")]).await;
+    for _ in 0..1_000 {
+        stream.send("", 0, Vec::new()).await;
+    }
+    assert_eq!(stream.until(1).await.last_sequence, 1);
+    let puts = (0..10_000).map(|number| put(format!("many/{}", number % 10), "2")).collect();
+    stream.send("", 0, puts).await;
+    assert_eq!(stream.until(10_001).await.last_sequence, 10_001, "so many are taken");
+    stream.send("", 0, vec![put("many", "3"); 10_001]).await;
+    let status = stream.next().await.expect_err("refused");
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(status.message().contains("at most 10000 puts"), "{status}");
+    let kv = cluster.client().kv();
+    assert!(kv.get("many").await.expect("read").is_none(), "it was refused whole");
+}
+
+#[tokio::test]
 async fn misnumbered_and_misnamed_messages_are_refused() {
     let mut cluster = Cluster::start(1).await;
     let leader = cluster.wait_for_leader().await;
