@@ -1,15 +1,16 @@
 //! `quorate.cluster.v1.ClusterService/SaveSnapshot`: the state as it stands at one index, chunk by
 //! chunk, no faster than it is taken.
 //!
-//! The state goes on meanwhile: a chunk is read from a view of its own moment. A view keeps what it
-//! shows on the disk, so few are open at once and none for a reader that stands still.
+//! The state goes on meanwhile: all chunks are read from one view. A view keeps what it shows on the
+//! disk for as long as it is held, so few are held at once, and none for a reader that stands still
+//! or is so slow that the view would be held without end.
 
 use std::sync::Arc;
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::spawn_blocking,
-    time::timeout,
+    time::{Instant, timeout_at},
 };
 use tonic::Status;
 
@@ -33,6 +34,12 @@ const SAVES_MAX: usize = 2;
 
 /// How long a reader may leave a chunk untaken.
 const STALL_MAX: Duration = Duration::from_secs(60);
+
+/// How long a snapshot may take, whatever its size.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// How fast a larger one is taken at least, on average after the grace.
+const BYTES_PER_SECOND_MIN: u64 = 256 << 10;
 
 /// The snapshots that a node streams.
 #[derive(Clone, Debug)]
@@ -88,8 +95,9 @@ async fn stream(
 ) -> Result<(), Status> {
     let mut writer = SnapshotWriter::new(Arc::clone(view.reader()));
     drop(view);
+    let started = Instant::now();
     let mut end = SnapshotEnd::default();
-    send(&queue, Part::Header(header)).await?;
+    send(&queue, Part::Header(header), started + allowed(0)).await?;
     loop {
         let read = spawn_blocking(move || (writer.next(), writer)).await;
         let (next, rest) =
@@ -100,17 +108,60 @@ async fn stream(
         end.chunks += 1;
         end.bytes += data.len() as u64;
         let crc32c = crc32c::crc32c(&data);
-        send(&queue, Part::Chunk(SnapshotChunk { data, crc32c })).await?;
+        let part = Part::Chunk(SnapshotChunk { data, crc32c });
+        send(&queue, part, started + allowed(end.bytes)).await?;
     }
-    send(&queue, Part::End(end)).await
+    send(&queue, Part::End(end), started + allowed(end.bytes)).await
 }
 
-/// Waits until there is room. A reader that is gone ends the stream elsewhere.
-async fn send(queue: &mpsc::Sender<SaveSnapshotResponse>, part: Part) -> Result<(), Status> {
+/// How long it may take until so many bytes are taken.
+fn allowed(bytes: u64) -> Duration {
+    GRACE + Duration::from_millis(bytes.saturating_mul(1_000) / BYTES_PER_SECOND_MIN)
+}
+
+/// Waits until there is room, until `due` at the latest. A reader that is gone ends the stream
+/// elsewhere.
+async fn send(
+    queue: &mpsc::Sender<SaveSnapshotResponse>,
+    part: Part,
+    due: Instant,
+) -> Result<(), Status> {
     let response = SaveSnapshotResponse { part: Some(part) };
-    if timeout(STALL_MAX, queue.send(response)).await.is_ok() {
+    let stalled = Instant::now() + STALL_MAX;
+    if timeout_at(stalled.min(due), queue.send(response)).await.is_ok() {
         return Ok(());
     }
-    let words = format!("no part of the snapshot was taken for {STALL_MAX:?}: begin anew");
+    let words = if stalled < due {
+        format!("no part of the snapshot was taken for {STALL_MAX:?}: begin anew")
+    } else {
+        format!(
+            "the snapshot was taken too slowly, at less than {} KiB/s: begin anew, closer to the \
+             node",
+            BYTES_PER_SECOND_MIN >> 10
+        )
+    };
     Err(from_refusal(refusal(Reason::DeadlineExceeded, words)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_may_take_a_minute_and_its_size_at_the_least_rate() {
+        assert_eq!(allowed(0), Duration::from_secs(60));
+        assert_eq!(allowed(256 << 10), Duration::from_secs(61));
+        assert_eq!(allowed(10 << 30), Duration::from_secs(60 + 40_960));
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_too_slow_in_all_is_told_so() {
+        let (queue, _reader) = mpsc::channel(1);
+        let part = || Part::End(SnapshotEnd::default());
+        let due = Instant::now();
+        send(&queue, part(), due).await.expect("there is room");
+        let status = send(&queue, part(), due).await.expect_err("too late");
+        assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
+        assert!(status.message().contains("less than 256 KiB/s"), "{status}");
+    }
 }
