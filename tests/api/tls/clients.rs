@@ -66,7 +66,8 @@ async fn every_command_works_over_tls() {
     assert_eq!(hashes.lines().count(), 4, "a line a node: {hashes}");
     let folder = tempfile::tempdir().expect("a folder");
     let backup = folder.path().join("backup.qrb").display().to_string();
-    cli.ok(&["cluster", "snapshot", "save", &backup]).await;
+    let saved = cli.run(&["cluster", "snapshot", "save", &backup]).await;
+    assert_eq!(saved.code, 0, "{saved:?}");
     for bench in ["put", "put-stream", "get", "lock", "append", "subscribe"] {
         let short = ["--clients", "2", "--duration", "200ms"];
         let report = cli.ok(&[&["bench", bench], &short[..]].concat()).await;
