@@ -5,6 +5,7 @@
 
 use std::{
     fmt, io,
+    path::Path,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -26,7 +27,7 @@ use tower::{BoxError, Service};
 use crate::{
     net::{
         Error, Fault, Tls,
-        files::{Identity, Origin, identity, provider, roots},
+        files::{Identity, Origin, identity, provider, read, roots},
         tls::ALPN_H2,
     },
     types::Duration,
@@ -226,6 +227,26 @@ pub fn client_config(ca: &[u8], own: Option<(&[u8], &[u8])>) -> Result<Arc<Clien
     client_config_of(roots, own.transpose()?).map_err(|error| {
         Error::Unfit(format!("the client certificate and its key do not go together: {error}"))
     })
+}
+
+/// The PEM of a client: the CAs that it trusts, then its own certificate with its key.
+pub type ClientPem = (Vec<u8>, Option<(Vec<u8>, Vec<u8>)>);
+
+/// Reads the files that [`client_config`] takes the content of, and checks what they hold.
+///
+/// # Errors
+/// As [`client_config`], with the name of the file; also where one cannot be read.
+pub fn read_client_files(ca: &Path, own: Option<(&Path, &Path)>) -> Result<ClientPem, Error> {
+    let trusted = read(ca)?;
+    let roots = roots(&trusted, Origin::File(ca))?;
+    let Some((cert, key)) = own else { return Ok((trusted, None)) };
+    let pem = (read(cert)?, read(key)?);
+    let identity = identity((&pem.0, Origin::File(cert)), (&pem.1, Origin::File(key)))?;
+    client_config_of(roots, Some(identity)).map_err(|error| {
+        let (cert, key) = (cert.display(), key.display());
+        Error::Unfit(format!("{cert} and {key} do not go together: {error}"))
+    })?;
+    Ok((trusted, Some(pem)))
 }
 
 pub(super) fn client_config_of(

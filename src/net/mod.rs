@@ -16,7 +16,7 @@ mod tests;
 mod tls;
 mod validity;
 
-pub use dial::{Dial, Dialled, client_config};
+pub use dial::{ClientPem, Dial, Dialled, client_config, read_client_files};
 pub use error::Error;
 pub use fault::Fault;
 pub use files::TlsFiles;

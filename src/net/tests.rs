@@ -160,6 +160,34 @@ async fn a_place_is_held_by_a_connection_and_given_back() {
 }
 
 #[test]
+fn clients_and_peers_get_no_ca_in_common_by_a_reload_either() {
+    let (servers, strangers) = (Place::new(), Place::new());
+    let metrics = Metrics::new();
+    let peers = Tls::for_peers(servers.peer(&["a"]), None).expect("they fit");
+    let client_ca = strangers.path("client-ca.pem");
+    fs::copy(strangers.path("ca.pem"), &client_ca).expect("copied");
+    let files = TlsFiles { ca: Some(client_ca.clone()), ..strangers.peer(&["b"]) };
+    let clients = Tls::for_clients(files.clone()).expect("they fit");
+    Tls::keep_apart(&peers, &clients).expect("each has its own CA");
+
+    let in_force = clients.server();
+    fs::copy(servers.path("ca.pem"), &client_ca).expect("copied");
+    clients.reload(&metrics);
+    assert!(Arc::ptr_eq(&clients.server(), &in_force), "the old certificates stay");
+    let mixed = Tls::for_clients(files).expect("they fit");
+    let fresh = Tls::for_peers(servers.peer(&["a"]), None).expect("they fit");
+    let why = Tls::keep_apart(&fresh, &mixed).expect_err("one CA for both").to_string();
+    assert!(why.contains("a client could pass for a peer"), "{why}");
+
+    fs::copy(strangers.path("ca.pem"), &client_ca).expect("copied");
+    clients.reload(&metrics);
+    assert!(!Arc::ptr_eq(&clients.server(), &in_force), "what fits is taken");
+    let in_force = peers.server();
+    peers.reload(&metrics);
+    assert!(!Arc::ptr_eq(&peers.server(), &in_force), "what fits is taken");
+}
+
+#[test]
 fn files_that_do_not_go_together_are_named() {
     let place = Place::new();
     let (one, other) = (place.peer(&["a"]), place.peer(&["b"]));

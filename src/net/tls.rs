@@ -7,14 +7,13 @@
 use std::{
     fs,
     os::unix::fs::MetadataExt as _,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
 };
 
 use arc_swap::ArcSwap;
 use rustls::{
-    ClientConfig, DigitallySignedStruct, DistinguishedName, Error as RustlsError, ServerConfig,
-    SignatureScheme,
+    ClientConfig, DigitallySignedStruct, DistinguishedName, Error as RustlsError, RootCertStore,
+    ServerConfig, SignatureScheme,
     client::danger::HandshakeSignatureValid,
     client::verify_server_name,
     pki_types::{CertificateDer, ServerName, UnixTime},
@@ -50,8 +49,18 @@ pub struct Tls {
     name: Option<ServerName<'static>>,
     mutual: bool,
     current: ArcSwap<Configs>,
-    /// How the files stood when they were last read.
+    /// How the files stood when they were last read. Held while they are read.
     read_at: Mutex<Vec<Option<Stamp>>>,
+    /// The listener that must not trust the same CAs, where there is one.
+    apart: OnceLock<Apart>,
+}
+
+/// The other one of two listeners that must not trust the same CAs.
+#[derive(Debug)]
+struct Apart {
+    other: Weak<Tls>,
+    /// Taken before `read_at`, so that each of the two sees what the other one has in force.
+    turn: Arc<Mutex<()>>,
 }
 
 /// What the files were made into.
@@ -60,6 +69,8 @@ struct Configs {
     server: Arc<ServerConfig>,
     /// Where this side also dials.
     client: Option<Arc<ClientConfig>>,
+    /// The CAs of callers, where certificates are demanded of them.
+    trusted: Option<Arc<RootCertStore>>,
 }
 
 /// What changes when a file does: its device and number, size, and time in nanoseconds.
@@ -106,6 +117,7 @@ impl Tls {
             mutual,
             current: ArcSwap::from_pointee(configs),
             read_at: Mutex::new(stamps),
+            apart: OnceLock::new(),
         }))
     }
 
@@ -120,33 +132,22 @@ impl Tls {
         self.name.as_ref()
     }
 
-    /// Checks that no client can pass for a peer: one CA for both would let it, unless peers have
-    /// a name of their own.
+    /// Checks that no client can pass for a peer, now and whenever one of the two is reloaded: one
+    /// CA for both would let it, unless peers have a name of their own. Called once, before either
+    /// is in use. Only the CAs themselves are compared, not who signed them.
     ///
     /// # Errors
     /// Where it could.
-    pub fn check_apart_from(&self, clients: &Self) -> Result<(), Error> {
-        let (Some(ours), Some(theirs)) = (&self.files.ca, &clients.files.ca) else { return Ok(()) };
-        if self.name.is_some() {
+    pub fn keep_apart(peers: &Arc<Self>, clients: &Arc<Self>) -> Result<(), Error> {
+        if peers.name.is_some() {
             return Ok(());
         }
-        let subjects =
-            |ca: &Path| Ok::<_, Error>(roots(&read(ca)?, Origin::File(ca))?.roots.clone());
-        let theirs_trusted = subjects(theirs)?;
-        let shared = subjects(ours)?.iter().any(|root| {
-            theirs_trusted
-                .iter()
-                .any(|other| other.subject_public_key_info == root.subject_public_key_info)
-        });
-        if shared {
-            return Err(Error::Unfit(format!(
-                "{} and {} trust the same CA, so that a client could pass for a peer; use one CA \
-                 for each, or set --peer-tls-name to a name that only peers' certificates have",
-                theirs.display(),
-                ours.display()
-            )));
+        let turn = Arc::new(Mutex::new(()));
+        for (tls, other) in [(peers, clients), (clients, peers)] {
+            let apart = Apart { other: Arc::downgrade(other), turn: Arc::clone(&turn) };
+            tls.apart.set(apart).expect("two listeners are paired once");
         }
-        Ok(())
+        check_apart((peers, &peers.current.load()), (clients, &clients.current.load()))
     }
 
     /// For a connection that is accepted now.
@@ -163,17 +164,28 @@ impl Tls {
     /// Reads the files again, changed or not. What does not fit is logged, and what was read
     /// before stays.
     pub fn reload(&self, metrics: &Metrics) {
-        let stamps = stamps(&self.files);
-        *self.read_at() = stamps;
+        let _turn = self.apart.get().map(|apart| lock(&apart.turn));
+        let mut read_at = lock(&self.read_at);
+        *read_at = stamps(&self.files);
         let listener = self.listener;
-        match load(&self.files, self.name.as_ref(), self.mutual) {
+        let loaded = load(&self.files, self.name.as_ref(), self.mutual).and_then(|configs| {
+            match self.apart.get().and_then(|apart| apart.other.upgrade()) {
+                Some(other) if self.mutual => {
+                    check_apart((self, &configs), (&other, &other.current.load()))
+                }
+                Some(other) => check_apart((&other, &other.current.load()), (self, &configs)),
+                None => Ok(()),
+            }
+            .map(|()| configs)
+        });
+        match loaded {
             Ok(configs) => {
                 self.current.store(Arc::new(configs));
                 tracing::info!(listener, cert = %self.files.cert.display(), "certificates reloaded");
                 metrics.record_tls_reload(listener, true);
             }
             Err(error) => {
-                tracing::warn!(listener, %error, "new certificates do not fit; the old ones stay");
+                tracing::error!(listener, %error, "new certificates do not fit; the old ones stay");
                 metrics.record_tls_reload(listener, false);
             }
         }
@@ -185,9 +197,13 @@ impl Tls {
         let mut before = None;
         loop {
             looks.tick().await;
-            let files = self.files.clone();
-            let Ok(now) = tokio::task::spawn_blocking(move || stamps(&files)).await else { return };
-            let changed = *self.read_at() != now;
+            let tls = Arc::clone(&self);
+            let look = move || {
+                let now = stamps(&tls.files);
+                let changed = *lock(&tls.read_at) != now;
+                (now, changed)
+            };
+            let Ok((now, changed)) = tokio::task::spawn_blocking(look).await else { return };
             let settled = before.as_ref() == Some(&now);
             before = Some(now);
             if changed && settled {
@@ -196,10 +212,34 @@ impl Tls {
             }
         }
     }
+}
 
-    fn read_at(&self) -> std::sync::MutexGuard<'_, Vec<Option<Stamp>>> {
-        self.read_at.lock().unwrap_or_else(PoisonError::into_inner)
+/// Checks that no CA of clients is one of peers as well.
+fn check_apart(
+    (peers, ours): (&Tls, &Configs),
+    (clients, theirs): (&Tls, &Configs),
+) -> Result<(), Error> {
+    let (Some(our_roots), Some(their_roots)) = (&ours.trusted, &theirs.trusted) else {
+        return Ok(());
+    };
+    let shared = our_roots.roots.iter().any(|root| {
+        let mut others = their_roots.roots.iter();
+        others.any(|other| other.subject_public_key_info == root.subject_public_key_info)
+    });
+    if !shared {
+        return Ok(());
     }
+    let file = |tls: &Tls| tls.files.ca.as_deref().unwrap_or(&tls.files.cert).display().to_string();
+    Err(Error::Unfit(format!(
+        "{} and {} trust the same CA, so that a client could pass for a peer; use one CA for each, \
+         or set --peer-tls-name to a name that only peers' certificates have",
+        file(clients),
+        file(peers)
+    )))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn stamps(files: &TlsFiles) -> Vec<Option<Stamp>> {
@@ -251,11 +291,12 @@ fn load(
     // A session that is taken up again is not verified again: an expired certificate would go on.
     server.session_storage = Arc::new(NoServerSessionStorage {});
     server.send_tls13_tickets = 0;
+    let callers = trusted.as_ref().map(|(_, roots)| Arc::clone(roots));
     let client = match trusted.filter(|_| mutual) {
         Some((_, roots)) => Some(client_config_of(roots, Some(own()?)).map_err(unfit)?),
         None => None,
     };
-    Ok(Configs { server: Arc::new(server), client })
+    Ok(Configs { server: Arc::new(server), client, trusted: callers })
 }
 
 /// A peer whose certificate all others refuse should say so itself.

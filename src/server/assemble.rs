@@ -218,7 +218,7 @@ impl Certificates {
         let peer = config.peer_tls.clone().map(|peer| Tls::for_peers(peer.files, peer.name));
         let peer = peer.transpose()?;
         if let (Some(client), Some(peer)) = (&client, &peer) {
-            peer.check_apart_from(client)?;
+            Tls::keep_apart(peer, client)?;
         }
         Ok(Self { client, peer })
     }

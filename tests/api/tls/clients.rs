@@ -225,6 +225,9 @@ async fn settings_that_would_leave_a_door_open_are_refused() {
     let mistaken = run(&["--listen", "127.0.0.1:0", "--tls-ca", "a.pem"]).await;
     assert_eq!(mistaken.code, 2, "{mistaken:?}");
     assert!(mistaken.stderr.contains("--tls-client-ca"), "{mistaken:?}");
+    let mistaken = run(&["--listen", "127.0.0.1:0", "--tls-client-cert", "a.pem"]).await;
+    assert_eq!(mistaken.code, 2, "{mistaken:?}");
+    assert!(mistaken.stderr.contains("--tls-cert"), "{mistaken:?}");
 
     let (cert, key, ca) = (node.cert(), node.key(), clients.ca());
     let (peer_cert, peer_key) = (peer.cert(), peer.key());
