@@ -59,13 +59,17 @@ impl SnapshotCommand {
     pub(crate) async fn run(self, context: &Context) -> Result<(), Error> {
         let summary = match self {
             Self::Save(args) => {
-                let summary = save(context, &args).await?;
+                // Dropped half way it leaves no file behind.
+                let summary = tokio::select! {
+                    saved = save(context, &args) => saved?,
+                    _ = tokio::signal::ctrl_c() => return Err(Error::failed("interrupted")),
+                };
                 show::say(&format!("saved to {}", args.file.display()));
                 summary
             }
             Self::Verify(args) => {
                 let file = args.file.clone();
-                let found = blocking(move || backup::verify(&file, &std::env::temp_dir())).await?;
+                let found = blocking(move || backup::verify(&file)).await?;
                 show::say(&format!("{} is whole", args.file.display()));
                 found
             }
@@ -102,6 +106,7 @@ async fn save(context: &Context, args: &SaveArgs) -> Result<SnapshotSummary, Err
         }
     }
     progress.clear();
+    let _remover = file.remover();
     blocking(move || file.finish()).await
 }
 

@@ -1,8 +1,9 @@
 //! Backups as files: written beside their place and moved there whole, read back and tried out.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::{BufReader, BufWriter, Read as _, Seek as _, SeekFrom},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -27,6 +28,9 @@ use crate::{
 
 /// How many bytes are read and written at once.
 const BUFFER_BYTES: usize = 1 << 20;
+
+/// Who may read what is made here: it holds every key and value.
+const MODE: u32 = 0o600;
 
 /// A backup that is being written. It is a file of another name until [`BackupFile::finish`], and
 /// is removed where that is not reached.
@@ -65,12 +69,18 @@ impl BackupFile {
     pub fn create(path: &Path, header: &SnapshotHeader, force: bool) -> Result<Self, BackupError> {
         Self::check(path, force)?;
         let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".partial-{}", std::process::id()));
-        let partial = Partial(path.with_file_name(name));
-        let file = File::create(&partial.0).map_err(|error| io("write", &partial.0, error))?;
+        name.push(format!(".partial-{}", Uuid::new_v4()));
+        let (file, partial) = Partial::create(path.with_file_name(name))?;
         let writer = BackupWriter::begin(BufWriter::with_capacity(BUFFER_BYTES, file), header)
             .map_err(|error| io("write", &partial.0, error))?;
         Ok(Self { path: path.into(), partial, force, writer })
+    }
+
+    /// Removes the unfinished file when it is dropped: for whoever may stop waiting while
+    /// [`BackupFile::finish`] goes on in another thread.
+    #[must_use]
+    pub fn remover(&self) -> Partial {
+        Partial(self.partial.0.clone())
     }
 
     /// Adds the next bytes of the snapshot.
@@ -93,21 +103,35 @@ impl BackupFile {
             file.sync_all()
         });
         written.map_err(|error| io("write", &partial.0, error))?;
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let summary = verify(&partial.0, directory)?;
+        let summary = verify(&partial.0)?;
         Self::check(&path, force)?;
         fs::rename(&partial.0, &path)
-            .and_then(|()| sync_directory(directory))
+            .and_then(|()| sync_directory(directory_of(&path)))
             .map_err(|error| io("put in place", &path, error))?;
         Ok(summary)
     }
 }
 
 /// A file that is removed when it goes out of use.
-struct Partial(PathBuf);
+#[derive(Debug)]
+pub struct Partial(PathBuf);
+
+impl Partial {
+    /// Makes a file that is not there, for this user alone.
+    fn create(path: PathBuf) -> Result<(File, Self), BackupError> {
+        let file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&path);
+        let file = file.map_err(|error| io("write", &path, error))?;
+        Ok((file, Self(path)))
+    }
+
+    /// For rows: beside `path`, or in the temporary directory where nothing can be made there.
+    fn scratch(path: &Path) -> Result<Self, BackupError> {
+        let name = format!("quorate-verify-{}.redb", Uuid::new_v4());
+        let made = Self::create(directory_of(path).join(&name));
+        let made = made.or_else(|_| Self::create(std::env::temp_dir().join(name)));
+        made.map(|(_, partial)| partial)
+    }
+}
 
 impl Drop for Partial {
     fn drop(&mut self) {
@@ -160,14 +184,17 @@ pub fn load(path: &Path, store: &dyn Store) -> Result<Loaded, BackupError> {
     Ok(Loaded { header, digest, head, file_bytes: reader.offset() })
 }
 
-/// Proves that a cluster can be founded from a backup: reads all of it, loads it into a store in
-/// `scratch`, and makes that a new cluster's state. Tells what it holds.
+/// Proves that a cluster can be founded from a backup: reads all of it, loads it into a store in a
+/// file beside it (or in the temporary directory where none can be made there), and makes that a new
+/// cluster's state. Tells what it holds.
 ///
 /// # Errors
 /// As [`load`], and where the state in it cannot begin a cluster.
-pub fn verify(path: &Path, scratch: &Path) -> Result<SnapshotSummary, BackupError> {
-    let rows = Partial(scratch.join(format!("quorate-verify-{}.redb", Uuid::new_v4())));
+pub fn verify(path: &Path) -> Result<SnapshotSummary, BackupError> {
+    let rows = Partial::scratch(path)?;
     let store: Arc<dyn Store> = Arc::new(RedbStore::open(&rows.0)?);
+    // The store has it open: without a name it is gone even where this process is killed.
+    drop(rows);
     let loaded = load(path, store.as_ref())?;
     let census = View::new(store.snapshot()).census()?;
     let unfit = |error: StoreError| BackupError::Damaged {
@@ -212,6 +239,13 @@ pub fn digest_of(path: &Path) -> Result<Digest, BackupError> {
         offset: at.unwrap_or_default(),
         what: "it does not end like a backup of quorate".to_owned(),
     })
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
 }
 
 fn named(path: &Path, error: FormatError) -> BackupError {

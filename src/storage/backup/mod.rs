@@ -11,5 +11,5 @@ mod format;
 mod tests;
 
 pub use error::BackupError;
-pub use file::{BackupFile, Loaded, digest_of, load, verify};
+pub use file::{BackupFile, Loaded, Partial, digest_of, load, verify};
 pub use format::Digest;

@@ -1,6 +1,6 @@
 //! A backup comes back whole, damage anywhere in it is named, and a half one is never in its place.
 
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use crate::{
     machine::{
@@ -75,13 +75,29 @@ fn a_backup_comes_back_row_by_row_and_says_what_it_holds() {
     assert_eq!(summary.header, Some(header()));
     assert_eq!(summary.file_bytes, fs::metadata(&path).unwrap().len());
     assert_eq!(summary.digest, digest_of(&path).unwrap().to_string());
-    assert_eq!(verify(&path, dir.path()).unwrap(), summary);
+    assert_eq!(verify(&path).unwrap(), summary);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else is left");
 
     let store = MemoryStore::new();
     load(&path, &store).unwrap();
     let rows = |store: &MemoryStore| store.scan(&[], None).collect::<Result<Vec<_>, _>>().unwrap();
     assert_eq!(rows(&store), rows(&state()));
+}
+
+#[test]
+fn only_its_owner_may_read_a_backup_before_and_after_it_is_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let modes = || {
+        let entries = fs::read_dir(dir.path()).unwrap().map(Result::unwrap);
+        let modes = entries.map(|entry| entry.metadata().unwrap().permissions().mode() & 0o777);
+        modes.collect::<Vec<_>>()
+    };
+    let path = dir.path().join("backup");
+    let partial = BackupFile::create(&path, &header(), false).unwrap();
+    assert_eq!(modes(), [0o600]);
+    drop(partial);
+    save(&path, &header()).unwrap();
+    assert_eq!(modes(), [0o600]);
 }
 
 #[test]
@@ -144,7 +160,7 @@ fn an_unknown_format_is_refused_by_its_number() {
     let mut bytes = fs::read(&path).unwrap();
     bytes[11] = 2;
     fs::write(&path, bytes).unwrap();
-    let words = verify(&path, dir.path()).expect_err("a newer one").to_string();
+    let words = verify(&path).expect_err("a newer one").to_string();
     assert!(words.contains("format 2") && words.contains("format 1"), "{words}");
 }
 
@@ -166,6 +182,9 @@ fn a_file_that_is_there_is_not_written_over_unless_it_is_meant() {
     assert!(matches!(error, BackupError::Exists { .. }), "{error}");
     assert_eq!(fs::read(&path).unwrap(), b"precious");
     let broken_off = BackupFile::create(&path, &header(), true).unwrap();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    drop(broken_off.remover());
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "whoever gave up removed it");
     drop(broken_off);
     assert_eq!(fs::read(&path).unwrap(), b"precious", "nothing was finished");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
