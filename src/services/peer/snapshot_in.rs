@@ -330,12 +330,12 @@ impl Arrival {
             membership: Membership::default(),
             file: self.file.0.clone(),
         };
-        let (arrival, shared, tasks) = (Arc::clone(self), Arc::clone(shared), shared.tasks.clone());
-        tasks.spawn(async move {
-            let outcome = inbox.snapshot_received(offer).await;
-            shared.arrivals.leave(&arrival);
-            arrival.outcome.send_replace(Some(Some(outcome)));
-        });
+        let installing = Installing {
+            arrival: Arc::clone(self),
+            shared: Arc::clone(shared),
+            outcome: Err("installing it was broken off".to_owned()),
+        };
+        shared.tasks.spawn(async move { installing.end(inbox.snapshot_received(offer).await) });
     }
 
     /// Waits until it is installed, and lets the sender know now and then that it is being waited.
@@ -354,6 +354,27 @@ impl Arrival {
                 None => return Err(End::Broken(Status::unavailable("the node is stopping"))),
             }
         }
+    }
+}
+
+/// Tells how installing ended when it is dropped, also where a panic ended it.
+struct Installing {
+    arrival: Arc<Arrival>,
+    shared: Arc<Shared>,
+    outcome: Result<(), String>,
+}
+
+impl Installing {
+    fn end(mut self, outcome: Result<(), String>) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for Installing {
+    fn drop(&mut self) {
+        self.shared.arrivals.leave(&self.arrival);
+        let outcome = std::mem::replace(&mut self.outcome, Ok(()));
+        self.arrival.outcome.send_replace(Some(Some(outcome)));
     }
 }
 

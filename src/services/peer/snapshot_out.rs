@@ -43,6 +43,10 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// state kept, and with it the pages of the store that were replaced since.
 const RESUME_MAX: Duration = Duration::from_secs(60);
 
+/// How long the receiver may take to install a snapshot that it has whole, though it says that it
+/// still does.
+const INSTALL_MAX: Duration = Duration::from_secs(600);
+
 /// Sends a snapshot and reports how it ended. While one is under way to the same peer, another one
 /// is dropped: the end of the first is reported, and whoever asked sees from it how to go on.
 pub(super) fn start(shared: &Arc<Shared>, to: NodeId, group: GroupId, source: SnapshotSource) {
@@ -119,6 +123,8 @@ struct Outgoing<'a> {
     due: Option<Instant>,
     /// Since when nothing has moved, if it broke.
     stuck_since: Option<Instant>,
+    /// Since when the receiver has all of it.
+    whole_since: Option<Instant>,
 }
 
 impl<'a> Outgoing<'a> {
@@ -145,6 +151,7 @@ impl<'a> Outgoing<'a> {
             all_made: false,
             due: None,
             stuck_since: None,
+            whole_since: None,
         }
     }
 
@@ -212,7 +219,7 @@ impl<'a> Outgoing<'a> {
             // It has nothing, though it had: it was restarted. The view is still the same.
             self.made = make((self.source.chunks)());
             self.kept.clear();
-            (self.confirmed, self.all_made) = (0, false);
+            (self.confirmed, self.all_made, self.whole_since) = (0, false, None);
         }
         self.next = wanted;
         self.confirm(answer)?;
@@ -239,6 +246,13 @@ impl<'a> Outgoing<'a> {
         while self.confirmed < wanted {
             self.kept.pop_front();
             self.confirmed += 1;
+        }
+        if self.all_made && self.kept.is_empty() {
+            let since = *self.whole_since.get_or_insert_with(Instant::now);
+            if since.elapsed() >= INSTALL_MAX {
+                let reason = format!("it has not installed it after {INSTALL_MAX:?}");
+                return Err(End::Answered(Err(reason)));
+            }
         }
         Ok(())
     }

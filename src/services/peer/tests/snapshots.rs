@@ -96,6 +96,17 @@ async fn a_snapshot_that_fails_at_either_end_is_reported() {
     assert!(two.recorder.snapshots.lock().unwrap().is_empty());
 }
 
+#[tokio::test]
+async fn a_panic_while_installing_is_reported_and_the_next_snapshot_is_taken() {
+    let (mut one, two) = pair().await;
+    let source = snapshot(UNINSTALLABLE.value(), vec![Ok("a".into())]);
+    one.transport.send_snapshot(TWO, SYSTEM, source);
+    assert_eq!(snapshot_end(&mut one).await, None);
+    until("removal", || is_empty(two.incoming_dir.path())).await;
+    one.transport.send_snapshot(TWO, SYSTEM, snapshot(67, vec![Ok("b".into())]));
+    assert_eq!(snapshot_end(&mut one).await, Some(LogIndex::new(67)));
+}
+
 /// Chunks that stop coming at one of them until they are let go.
 #[derive(Debug, Default)]
 struct Gate(Mutex<bool>, Condvar);
