@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use crate::{
     cli::{Error, Globals, OutputFormat, show::Show},
     client::{self, Client, Tls},
+    net,
     server::parse_duration,
     types::Duration,
 };
@@ -34,6 +35,8 @@ pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) show: Show,
     pub(crate) endpoints: Vec<String>,
+    /// The CA that is trusted because it lies beside the endpoints, not because it was named.
+    pub(crate) found_ca: Option<PathBuf>,
     tls: Option<Tls>,
 }
 
@@ -62,12 +65,14 @@ impl Context {
             Some(endpoints) => (listed(endpoints.iter().map(String::as_str)), None),
             None => (written_down(written)?, ca_beside(written)),
         };
-        let tls = tls(globals, &file, beside)?;
+        let named = globals.tls_ca.is_some() || file.tls_ca.is_some();
+        let found_ca = beside.filter(|_| !named);
+        let tls = tls(globals, &file, found_ca.as_ref())?;
         let timeout = globals.timeout.or(file.timeout).unwrap_or(TIMEOUT_DEFAULT);
         let client = dial(&endpoints, timeout, tls.as_ref());
         let client = client.map_err(|error| Error::Usage(error.to_string()))?;
         let show = Show::new(globals.output.or(file.output).unwrap_or_default());
-        Ok(Self { client, show, endpoints, tls })
+        Ok(Self { client, show, endpoints, found_ca, tls })
     }
 
     /// A client of other endpoints, or in another order, with the same certificates and time limit.
@@ -100,28 +105,32 @@ impl File {
 }
 
 /// The certificates to dial with; none is plaintext.
-fn tls(globals: &Globals, file: &File, beside: Option<PathBuf>) -> Result<Option<Tls>, Error> {
+fn tls(globals: &Globals, file: &File, found: Option<&PathBuf>) -> Result<Option<Tls>, Error> {
     let first = |flag: &Option<PathBuf>, file: &Option<PathBuf>| flag.clone().or(file.clone());
     let cert = first(&globals.tls_client_cert, &file.tls_client_cert);
     let key = first(&globals.tls_client_key, &file.tls_client_key);
     let usage = |what: &str| Err(Error::Usage(what.to_owned()));
-    let Some(ca) = first(&globals.tls_ca, &file.tls_ca).or(beside) else {
+    let Some(ca) = first(&globals.tls_ca, &file.tls_ca).or(found.cloned()) else {
         if cert.is_some() || key.is_some() {
             return usage("--tls-client-cert: name the CA to trust with --tls-ca as well");
         }
         return Ok(None);
     };
-    let trusting = Tls::trusting(read(&ca)?);
-    match (cert, key) {
-        (Some(cert), Some(key)) => Ok(Some(trusting.identity(read(&cert)?, read(&key)?))),
-        (None, None) => Ok(Some(trusting)),
-        (Some(_), None) => usage("--tls-client-key: name the key of --tls-client-cert"),
-        (None, Some(_)) => usage("--tls-client-cert: name the certificate of --tls-client-key"),
-    }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    fs::read(path).map_err(|error| Error::failed(format!("{}: {error}", path.display())))
+    let own = match (&cert, &key) {
+        (Some(cert), Some(key)) => Some((cert.as_path(), key.as_path())),
+        (None, None) => None,
+        (Some(_), None) => return usage("--tls-client-key: name the key of --tls-client-cert"),
+        (None, Some(_)) => {
+            return usage("--tls-client-cert: name the certificate of --tls-client-key");
+        }
+    };
+    let read = net::read_client_files(&ca, own);
+    let (ca, own) = read.map_err(|error| Error::failed(error.to_string()))?;
+    let trusting = Tls::trusting(ca);
+    Ok(Some(match own {
+        Some((cert, key)) => trusting.identity(cert, key),
+        None => trusting,
+    }))
 }
 
 /// The CA that `up` left beside the endpoints.
@@ -205,5 +214,22 @@ mod tests {
         let globals = Globals { endpoints: Some(vec!["x".into()]), ..Default::default() };
         let error = Context::from_layers(&globals, &nowhere).expect_err("no port");
         assert_eq!(error.exit_code(), 2);
+    }
+
+    #[test]
+    fn a_torn_certificate_is_named_whether_it_was_asked_for_or_found() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let written = write(directory.path(), "endpoints", "127.0.0.1:1\n");
+        let ca = write(directory.path(), CA_FILE, "-----BEGIN CERTIFICATE-----\nMIIB");
+        let told = |globals: &Globals| {
+            let error = Context::from_layers(globals, &written).expect_err("it is torn");
+            assert_eq!(error.exit_code(), 1, "{error}");
+            error.to_string()
+        };
+        let found = told(&Globals::default());
+        assert!(found.starts_with(&ca.display().to_string()), "{found}");
+        let other = write(directory.path(), "other.pem", "nothing");
+        let named = told(&Globals { tls_ca: Some(other.clone()), ..Default::default() });
+        assert!(named.starts_with(&other.display().to_string()), "{named}");
     }
 }

@@ -1,6 +1,6 @@
 //! Why a command failed: the line for the person, what to do about it, and the exit code.
 
-use std::io;
+use std::{io, path::PathBuf};
 
 use tonic::Code;
 
@@ -16,6 +16,14 @@ pub enum Error {
     /// A call was refused or got no answer.
     #[error(transparent)]
     Call(#[from] client::Error),
+    /// A node in plaintext was dialled by TLS, because there was a CA that nobody named.
+    #[error("{error}")]
+    FoundCa {
+        /// What the call ended with.
+        error: client::Error,
+        /// Where the CA was found.
+        ca: PathBuf,
+    },
     /// The command line does not make sense.
     #[error("{0}")]
     Usage(String),
@@ -55,12 +63,22 @@ impl Error {
         Self::failed(format!("cannot write to standard output: {error}"))
     }
 
+    /// The same error, from a command that trusted a CA that it found.
+    pub(crate) fn of_found_ca(self, ca: PathBuf) -> Self {
+        match self {
+            Self::Call(error) if error.tls_fault() == Some(Fault::NotTls) => {
+                Self::FoundCa { error, ca }
+            }
+            other => other,
+        }
+    }
+
     /// The exit code: 1 for a failure here, 2 for a wrong command line, 64 + the gRPC code for a
     /// refused call, 0 where the reader of the output left.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Call(error) => refused(error.code()),
+            Self::Call(error) | Self::FoundCa { error, .. } => refused(error.code()),
             Self::Usage(_) => 2,
             Self::Failed { .. } => 1,
             Self::KeyNotFound(_) => refused(Code::NotFound),
@@ -74,6 +92,10 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Call(error) => hint_of(error),
+            Self::FoundCa { ca, .. } => Some(format!(
+                "remove {}, which was found beside the endpoints, or give the nodes certificates",
+                ca.display()
+            )),
             Self::Failed { hint, .. } => hint.clone(),
             _ => None,
         }

@@ -1,11 +1,13 @@
 //! From the arguments to the exit code.
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{cell::OnceCell, ffi::OsString, path::PathBuf, process::ExitCode};
 
-use clap::{Parser as _, error::ErrorKind};
+use clap::{
+    ArgMatches, CommandFactory as _, FromArgMatches as _, error::ErrorKind, parser::ValueSource,
+};
 
 use crate::{
-    cli::{Cli, Command, Error, Globals, context::Context},
+    cli::{Cli, Command, Error, context::Context},
     server::{ConfigError, LogFormat, telemetry},
 };
 
@@ -18,7 +20,7 @@ const LOG_LEVEL_DEFAULT: &str = "error";
 /// # Errors
 /// The exit code to end with.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
-    Cli::try_parse_from(arguments).map_err(|error| match error.kind() {
+    read(arguments).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             let _ = error.print();
             ExitCode::SUCCESS
@@ -34,6 +36,12 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitC
             ExitCode::from(2)
         }
     })
+}
+
+fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let mut matches = Cli::command().try_get_matches_from(arguments)?;
+    refuse_client_tls(&matches)?;
+    Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut Cli::command()))
 }
 
 /// Carries out a command and returns its exit code, errors having been told.
@@ -67,14 +75,26 @@ impl Cli {
 }
 
 async fn dispatch(cli: Cli) -> Result<u8, Error> {
+    let found_ca = OnceCell::new();
+    let ended = carry_out(cli, &found_ca).await;
+    ended.map_err(|error| match found_ca.into_inner() {
+        Some(ca) => error.of_found_ca(ca),
+        None => error,
+    })
+}
+
+async fn carry_out(cli: Cli, found_ca: &OnceCell<PathBuf>) -> Result<u8, Error> {
     let Cli { globals, command } = cli;
-    let context = || Context::new(&globals);
+    let context = || {
+        let context = Context::new(&globals)?;
+        if let Some(ca) = &context.found_ca {
+            found_ca.get_or_init(|| ca.clone());
+        }
+        Ok::<_, Error>(context)
+    };
     match command {
         Command::Up(args) => args.run(globals.config.as_deref()).await?,
-        Command::Node(args) => {
-            refuse_client_tls(&globals)?;
-            args.run(globals.config.as_deref()).await?;
-        }
+        Command::Node(args) => args.run(globals.config.as_deref()).await?,
         Command::Status(args) => args.run(&context()?).await?,
         Command::Kv(command) => command.run(&context()?).await?,
         Command::Lock(command) => return command.run(&context()?).await,
@@ -89,11 +109,17 @@ async fn dispatch(cli: Cli) -> Result<u8, Error> {
 
 /// A node that were given a client's flag would not demand what the person thinks it does. A
 /// variable may be meant for other commands.
-fn refuse_client_tls(globals: &Globals) -> Result<(), Error> {
-    if globals.tls_ca.is_some() && std::env::var_os("QUORATE_TLS_CA").is_none() {
-        let what = "--tls-ca is for commands that talk to nodes; a node takes --tls-client-ca and \
-                    --peer-tls-ca";
-        return Err(Error::Usage(what.to_owned()));
+fn refuse_client_tls(matches: &ArgMatches) -> Result<(), clap::Error> {
+    let Some(("node", node)) = matches.subcommand() else { return Ok(()) };
+    for (id, flag, instead) in [
+        ("tls_ca", "--tls-ca", "--tls-client-ca and --peer-tls-ca"),
+        ("tls_client_cert", "--tls-client-cert", "--tls-cert and --peer-tls-cert"),
+        ("tls_client_key", "--tls-client-key", "--tls-key and --peer-tls-key"),
+    ] {
+        if node.value_source(id) == Some(ValueSource::CommandLine) {
+            let what = format!("{flag} is for commands that talk to nodes; a node takes {instead}");
+            return Err(clap::Error::raw(ErrorKind::ArgumentConflict, what));
+        }
     }
     Ok(())
 }
@@ -119,8 +145,25 @@ mod tests {
     use super::*;
 
     fn refused(line: &str) -> Vec<String> {
-        let error = Cli::try_parse_from(line.split(' ')).expect_err(line);
+        let error = read(line.split(' ').map(OsString::from)).expect_err(line);
         told(&error.to_string())
+    }
+
+    #[test]
+    fn a_node_takes_no_flag_of_a_client() {
+        for (line, instead) in [
+            ("quorate node --tls-ca a.pem", "--tls-client-ca"),
+            ("quorate --tls-ca a.pem node", "--tls-client-ca"),
+            ("quorate node --tls-client-cert a.pem", "--tls-cert"),
+            ("quorate --tls-client-key a.pem node", "--tls-key"),
+        ] {
+            let lines = refused(line);
+            assert!(lines.len() == 1 && lines[0].starts_with("error: --tls-"), "{lines:?}");
+            assert!(lines[0].contains(instead), "{lines:?}");
+        }
+        for line in ["quorate --tls-ca a.pem status", "quorate node --tls-cert a.pem"] {
+            read(line.split(' ').map(OsString::from)).expect(line);
+        }
     }
 
     #[test]
