@@ -66,7 +66,8 @@ async fn every_command_works_over_tls() {
     assert_eq!(hashes.lines().count(), 4, "a line a node: {hashes}");
     let folder = tempfile::tempdir().expect("a folder");
     let backup = folder.path().join("backup.qrb").display().to_string();
-    let saved = cli.run(&["cluster", "snapshot", "save", &backup]).await;
+    // It says on standard error where it saved.
+    let saved = cli.cli.run(&cli.args(&["cluster", "snapshot", "save", &backup])).await;
     assert_eq!(saved.code, 0, "{saved:?}");
     for bench in ["put", "put-stream", "get", "lock", "append", "subscribe"] {
         let short = ["--clients", "2", "--duration", "200ms"];
