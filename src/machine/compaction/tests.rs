@@ -8,7 +8,7 @@ use crate::{
     },
     pb::{
         command::v1::{Reason, command::Op},
-        kv::v1::CompactRequest,
+        kv::v1::{CompactRequest, PutRequest, RequestOp, TxnRequest, request_op},
     },
     raft::Payload,
     types::Revision,
@@ -95,6 +95,35 @@ fn a_revision_of_many_changes_is_swept_in_parts() {
     harness.outcome(compact(301));
     idle(&mut harness, 40);
     assert_eq!((rows(&harness, Table::Version), rows(&harness, Table::Change)), (0, 0));
+}
+
+#[test]
+fn a_revision_whose_changes_stay_does_not_hold_the_sweep_up() {
+    let mut harness = Harness::new();
+    let put = |number: u32| {
+        let key = format!("{number:03}").into();
+        let put = PutRequest { key, value: "1".into(), ..PutRequest::default() };
+        RequestOp { request: Some(request_op::Request::Put(put)) }
+    };
+    let success = (0..128).map(put).collect();
+    harness.outcome(Op::Txn(TxnRequest { success, ..TxnRequest::default() }));
+    assert_eq!(harness.put("000", "2"), 2, "all of the transaction is one revision");
+    harness.outcome(compact(2));
+    idle(&mut harness, 20);
+    assert_eq!((rows(&harness, Table::Version), rows(&harness, Table::Change)), (128, 128));
+}
+
+#[test]
+fn an_entry_reads_a_bounded_number_of_bytes_for_the_sweep() {
+    let mut harness = Harness::new();
+    let value = "x".repeat(1 << 20);
+    for _ in 0..12 {
+        harness.put("a", &value);
+    }
+    harness.outcome(compact(12));
+    assert!(rows(&harness, Table::Change) > 1, "it takes more than one entry");
+    idle(&mut harness, 4);
+    assert_eq!((rows(&harness, Table::Version), rows(&harness, Table::Change)), (1, 1));
 }
 
 #[test]
