@@ -16,7 +16,7 @@ use crate::{
         space::Shortage,
     },
     pb::{
-        command::v1::{Reason, command, outcome},
+        command::v1::{Reason, Refusal, command, outcome},
         kv::v1::{DeleteRangeRequest, HeldLock, PutRequest, RangeRequest},
         lock::v1::ReleaseRequest,
         raft::v1::{
@@ -25,8 +25,16 @@ use crate::{
         },
     },
     raft::Membership,
-    types::Duration,
+    types::{Duration, NodeId},
 };
+
+/// Why a call was refused.
+fn refused(world: &World, node: NodeId, sequence: u64) -> &Refusal {
+    match &world.nodes[&node].replies[&sequence] {
+        Reply::Refused(refusal) => refusal,
+        other => panic!("not a refusal: {other:?}"),
+    }
+}
 
 #[test]
 fn a_follower_passes_a_write_on_and_answers_it_from_its_own_apply() {
@@ -91,10 +99,7 @@ fn without_a_quorum_calls_are_refused_after_a_while_and_never_carried_out() {
     });
     let sequence = world.propose(follower, put("a", "1"));
     world.until("it is refused", |world| world.nodes[&follower].replies.contains_key(&sequence));
-    let Reply::Refused(refusal) = &world.nodes[&follower].replies[&sequence] else {
-        panic!("not a refusal");
-    };
-    assert_eq!(refusal.reason(), Reason::NoQuorum);
+    assert_eq!(refused(&world, follower, sequence).reason(), Reason::NoQuorum);
     for node in [leader, other] {
         world.nodes.get_mut(&node).expect("three nodes").up = true;
     }
@@ -110,11 +115,11 @@ fn a_node_that_does_not_reach_its_leader_names_it() {
     world.deaf.insert((follower, leader));
     let sequence = world.propose(follower, put("a", "1"));
     world.until("it is refused", |world| world.nodes[&follower].replies.contains_key(&sequence));
-    let Reply::Refused(refusal) = &world.nodes[&follower].replies[&sequence] else {
-        panic!("not a refusal");
-    };
-    assert_eq!(refusal.reason(), Reason::NotLeader);
-    assert_eq!(refusal.metadata["leader_id"], leader.value().to_string());
+    assert_eq!(refused(&world, follower, sequence).reason(), Reason::NotLeader);
+    assert_eq!(
+        refused(&world, follower, sequence).metadata["leader_id"],
+        leader.value().to_string()
+    );
 }
 
 #[test]
@@ -143,10 +148,7 @@ fn rule_18_requests_that_a_snapshot_overtakes_get_an_answer() {
     });
     world.nodes.get_mut(&follower).expect("three nodes").inbox.push_back(installed);
     world.until("it is answered", |world| world.nodes[&follower].replies.contains_key(&sequence));
-    let Reply::Refused(refusal) = &world.nodes[&follower].replies[&sequence] else {
-        panic!("not a refusal");
-    };
-    assert_eq!(refusal.reason(), Reason::OutcomeUnknown);
+    assert_eq!(refused(&world, follower, sequence).reason(), Reason::OutcomeUnknown);
 }
 
 #[test]
@@ -301,10 +303,7 @@ fn a_write_lost_on_its_way_to_a_leader_that_stays_ends_as_unknown() {
     world.swallow = false;
     world.tell(follower, Event::ForwardBroken { leader });
     world.until("it is answered", |world| world.nodes[&follower].replies.contains_key(&write));
-    let Reply::Refused(refusal) = &world.nodes[&follower].replies[&write] else {
-        panic!("not a refusal");
-    };
-    assert_eq!(refusal.reason(), Reason::OutcomeUnknown);
+    assert_eq!(refused(&world, follower, write).reason(), Reason::OutcomeUnknown);
 }
 
 #[test]
