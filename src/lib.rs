@@ -14,6 +14,7 @@ pub mod pb;
 pub mod raft;
 pub mod server;
 pub mod services;
+pub mod sim;
 pub mod storage;
 pub mod streaming;
 pub mod testing;
