@@ -44,6 +44,9 @@ const DETERMINISTIC: &[&str] = &[
     "src/node/replica/",
     "src/node/calls.rs",
     "src/node/lessor.rs",
+    "src/streaming/steps.rs",
+    "src/streaming/changes.rs",
+    "src/streaming/events.rs",
 ];
 
 /// What the deterministic parts must not name: crates, modules of `std`, and words.

@@ -42,7 +42,7 @@ pub use dedup::RequestId;
 pub(crate) use discovery::NODE_SERVICE;
 pub use effect::{Applied, Change, ChangeKind, SessionEffect, Space};
 pub use head::Head;
-pub use outcome::refusal;
+pub use outcome::{Decision, refusal};
 pub use restore::restore;
 pub use retention::StreamBounds;
 pub use room::grows;

@@ -16,8 +16,8 @@ use crate::{
     },
 };
 
-/// What a command comes to: a response or a refusal, unless the store fails.
-pub(crate) type Decision<T> = Result<Result<T, Refusal>, StoreError>;
+/// What a command or a read comes to: a response or a refusal, unless the store fails.
+pub type Decision<T> = Result<Result<T, Refusal>, StoreError>;
 
 /// A refusal with a sentence for people.
 #[must_use]

@@ -5,16 +5,17 @@
 use std::sync::Arc;
 
 use prost::Message;
-use tonic::Status;
 
 use crate::{
-    machine::{Change, Space},
+    machine::{Change, Decision, Space},
     node::{FeedHead, Handle, Published},
     observe::ReaderKind,
     pb::kv::v1::KeyValue,
-    streaming::cursor::{Cursor, Piece, Source},
+    streaming::{
+        cursor::Cursor,
+        steps::{CursorCore, Local, Piece, Source},
+    },
     types::{KeyRange, Revision},
-    wire::status::{from_refusal, from_store_error},
 };
 
 /// About how many bytes of history one step reads.
@@ -28,17 +29,17 @@ const LIVE_BATCHES_MAX: usize = 64;
 
 /// The changes of a range of one space.
 #[derive(Clone, Debug)]
-pub struct Changes {
-    node: Handle,
+pub struct Changes<N = Handle> {
+    node: N,
     space: Space,
     range: KeyRange,
     with_prev: bool,
 }
 
-impl Changes {
+impl<N: Local> Changes<N> {
     /// The changes of `range` in `space` as this node applies them.
     #[must_use]
-    pub const fn new(node: Handle, space: Space, range: KeyRange) -> Self {
+    pub const fn new(node: N, space: Space, range: KeyRange) -> Self {
         Self { node, space, range, with_prev: false }
     }
 
@@ -48,18 +49,18 @@ impl Changes {
         Self { with_prev, ..self }
     }
 
-    /// A cursor that starts with the changes after a revision, in history.
+    /// Starts with the changes after a revision, in history.
     #[must_use]
-    pub fn catching_up(self, after: Revision) -> Cursor<Self> {
-        let (head, metrics) = (self.node.feed().subscribe(), self.node.metrics().clone());
-        Cursor::catching_up(self, head, after).measured(&metrics)
+    pub fn core_catching_up(self, after: Revision) -> CursorCore<Self> {
+        let head = self.node.feed().head();
+        CursorCore::catching_up(self, &head, after)
     }
 
-    /// A cursor that starts after a revision that the reader was told to be the live end.
+    /// Starts after a revision that the reader was told to be the live end.
     #[must_use]
-    pub fn caught_up(self, after: Revision) -> Cursor<Self> {
-        let (head, metrics) = (self.node.feed().subscribe(), self.node.metrics().clone());
-        Cursor::caught_up(self, head, after).measured(&metrics)
+    pub fn core_caught_up(self, after: Revision) -> CursorCore<Self> {
+        let head = self.node.feed().head();
+        CursorCore::caught_up(self, &head, after)
     }
 
     /// Adds the version before each change, where it is still kept. `None` where the state cannot be
@@ -74,7 +75,23 @@ impl Changes {
     }
 }
 
-impl Source for Changes {
+impl Changes {
+    /// A cursor that starts with the changes after a revision, in history.
+    #[must_use]
+    pub fn catching_up(self, after: Revision) -> Cursor<Self> {
+        let node = self.node.clone();
+        Cursor::new(self.core_catching_up(after), node.feed().subscribe()).measured(node.metrics())
+    }
+
+    /// A cursor that starts after a revision that the reader was told to be the live end.
+    #[must_use]
+    pub fn caught_up(self, after: Revision) -> Cursor<Self> {
+        let node = self.node.clone();
+        Cursor::new(self.core_caught_up(after), node.feed().subscribe()).measured(node.metrics())
+    }
+}
+
+impl<N: Local> Source for Changes<N> {
     type Item = Change;
     type Place = Revision;
 
@@ -84,18 +101,17 @@ impl Source for Changes {
         place.value()
     }
 
-    fn history(&self, after: Revision) -> Result<Piece<Self>, Status> {
+    fn history(&self, after: Revision) -> Decision<Piece<Self>> {
         let view = self.node.view();
-        let head = view.head().map_err(|error| from_store_error(&error))?.revision;
+        let head = view.head()?.revision;
         if head <= after {
-            return Ok(Piece { items: Vec::new(), place: after, more: false });
+            return Ok(Ok(Piece { items: Vec::new(), place: after, more: false }));
         }
-        let (mut items, through) = view
-            .changes(self.space, after.next(), HISTORY_BYTES)
-            .map_err(|error| from_store_error(&error))?
-            .map_err(from_refusal)?;
-        items.retain(|change| self.wants(change));
-        Ok(Piece { items, place: through.max(after), more: through < head })
+        let read = view.changes(self.space, after.next(), HISTORY_BYTES)?;
+        Ok(read.map(|(mut items, through)| {
+            items.retain(|change| self.wants(change));
+            Piece { items, place: through.max(after), more: through < head }
+        }))
     }
 
     fn live(&self, after: Revision) -> Option<Piece<Self>> {

@@ -7,16 +7,17 @@
 use std::sync::Arc;
 
 use prost::Message as _;
-use tonic::Status;
 
 use crate::{
-    machine::{View, store::StoreError},
+    machine::{Decision, View, store::StoreError},
     node::{FeedHead, Handle, Published},
     observe::ReaderKind,
     pb::event::v1::RecordedEvent,
-    streaming::cursor::{Cursor, Piece, Source},
+    streaming::{
+        cursor::Cursor,
+        steps::{CursorCore, Local, Piece, Source},
+    },
     types::Position,
-    wire::status::{from_refusal, from_store_error},
 };
 
 /// How many events one step of history reads at most.
@@ -45,56 +46,56 @@ pub struct EventPlace {
 
 /// The events of one stream, or of all.
 #[derive(Clone, Debug)]
-pub struct Events {
-    node: Handle,
+pub struct Events<N = Handle> {
+    node: N,
     /// Empty is all.
     stream: Arc<str>,
 }
 
-impl Events {
+impl<N: Local> Events<N> {
     /// The events of a stream, or of all where the name is empty, as this node applies them.
     #[must_use]
-    pub fn new(node: Handle, stream: &str) -> Self {
+    pub fn new(node: N, stream: &str) -> Self {
         Self { node, stream: stream.into() }
     }
 
-    /// A cursor that starts with a version (of a stream) or position (of all); 0 is the first that
-    /// is kept.
+    /// Starts with a version (of a stream) or position (of all); 0 is the first that is kept.
     #[must_use]
-    pub fn starting_at(self, from: u64) -> Cursor<Self> {
+    pub fn core_starting_at(self, from: u64) -> CursorCore<Self> {
         let before = from.saturating_sub(1);
         let after = if self.stream.is_empty() {
             EventPlace { position: Position::new(before), ..EventPlace::default() }
         } else {
             EventPlace { position: Position::ZERO, version: before, at_first: from == 0 }
         };
-        let (head, metrics) = (self.node.feed().subscribe(), self.node.metrics().clone());
-        Cursor::catching_up(self, head, after).measured(&metrics)
+        let head = self.node.feed().head();
+        CursorCore::catching_up(self, &head, after)
     }
 
-    /// A cursor that starts after a place that the reader was told to be the live end.
+    /// Starts after a place that the reader was told to be the live end.
     #[must_use]
-    pub fn caught_up(self, after: EventPlace) -> Cursor<Self> {
-        let (head, metrics) = (self.node.feed().subscribe(), self.node.metrics().clone());
-        Cursor::caught_up(self, head, after).measured(&metrics)
+    pub fn core_caught_up(self, after: EventPlace) -> CursorCore<Self> {
+        let head = self.node.feed().head();
+        CursorCore::caught_up(self, &head, after)
     }
 
     /// The next piece of one stream.
-    fn read_stream(&self, view: &View, mut after: EventPlace) -> Result<Piece<Self>, Status> {
-        let failed = |error: StoreError| from_store_error(&error);
-        let bounds = view.stream_bounds(&self.stream).map_err(failed)?;
+    fn read_stream(&self, view: &View, mut after: EventPlace) -> Decision<Piece<Self>> {
+        let bounds = view.stream_bounds(&self.stream)?;
         let from = if core::mem::take(&mut after.at_first) { 0 } else { after.version + 1 };
-        let from = bounds.start(&self.stream, from).map_err(from_refusal)?;
+        let from = match bounds.start(&self.stream, from) {
+            Ok(from) => from,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
         after.version = from - 1;
-        let items =
-            view.events(&self.stream, from, HISTORY_EVENTS_MAX, HISTORY_BYTES).map_err(failed)?;
+        let items = view.events(&self.stream, from, HISTORY_EVENTS_MAX, HISTORY_BYTES)?;
         let place = items.last().map_or(after, |last| EventPlace {
             position: Position::new(last.position),
             version: last.version,
             ..after
         });
         let more = !items.is_empty() && place.version < bounds.last;
-        self.piece(view, items, place, more).map_err(failed)
+        Ok(Ok(self.piece(view, items, place, more)?))
     }
 
     /// The next piece of all streams.
@@ -123,7 +124,24 @@ impl Events {
     }
 }
 
-impl Source for Events {
+impl Events {
+    /// A cursor that starts with a version (of a stream) or position (of all); 0 is the first that
+    /// is kept.
+    #[must_use]
+    pub fn starting_at(self, from: u64) -> Cursor<Self> {
+        let node = self.node.clone();
+        Cursor::new(self.core_starting_at(from), node.feed().subscribe()).measured(node.metrics())
+    }
+
+    /// A cursor that starts after a place that the reader was told to be the live end.
+    #[must_use]
+    pub fn caught_up(self, after: EventPlace) -> Cursor<Self> {
+        let node = self.node.clone();
+        Cursor::new(self.core_caught_up(after), node.feed().subscribe()).measured(node.metrics())
+    }
+}
+
+impl<N: Local> Source for Events<N> {
     type Item = RecordedEvent;
     type Place = EventPlace;
 
@@ -133,10 +151,10 @@ impl Source for Events {
         place.position.value()
     }
 
-    fn history(&self, after: EventPlace) -> Result<Piece<Self>, Status> {
+    fn history(&self, after: EventPlace) -> Decision<Piece<Self>> {
         let view = self.node.view();
         if self.stream.is_empty() {
-            return self.read_all(&view, after).map_err(|error| from_store_error(&error));
+            return self.read_all(&view, after).map(Ok);
         }
         self.read_stream(&view, after)
     }

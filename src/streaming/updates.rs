@@ -22,7 +22,10 @@ use crate::{
     machine::refusal,
     observe::Metrics,
     pb::command::v1::Reason,
-    streaming::cursor::{Cursor, Source, Update},
+    streaming::{
+        cursor::Cursor,
+        steps::{Source, Update},
+    },
     types::Duration,
     wire::status::from_refusal,
 };
@@ -83,7 +86,7 @@ where
 }
 
 /// Streams `opening`, then what the cursor delivers, each update turned into a response.
-pub fn follow<S: Source, R: Send + 'static>(
+pub fn follow<S: Source + Send + Sync + 'static, R: Send + 'static>(
     terms: Terms,
     opening: Vec<R>,
     cursor: Cursor<S>,
@@ -92,7 +95,7 @@ pub fn follow<S: Source, R: Send + 'static>(
     follow_paced(terms, opening, cursor, respond, PROGRESS_INTERVAL)
 }
 
-fn follow_paced<S: Source, R: Send + 'static>(
+fn follow_paced<S: Source + Send + Sync + 'static, R: Send + 'static>(
     terms: Terms,
     opening: Vec<R>,
     mut cursor: Cursor<S>,

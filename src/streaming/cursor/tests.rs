@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use super::*;
-use crate::types::Revision;
+use crate::{machine::Decision, types::Revision};
 
 /// How many numbers a step of history reads.
 const STEP: usize = 10;
@@ -83,15 +83,15 @@ impl Source for Numbers {
         place
     }
 
-    fn history(&self, after: u64) -> Result<Piece<Self>, Status> {
+    fn history(&self, after: u64) -> Decision<Piece<Self>> {
         let mut state = self.lock();
         state.histories += 1;
         if after < state.compacted {
-            return Err(Status::out_of_range("compacted"));
+            return Ok(Err(refusal(Reason::Compacted, "compacted")));
         }
         let items: Vec<u64> = (after + 1..=state.last).take(STEP).collect();
         let place = items.last().copied().unwrap_or(after);
-        Ok(Piece { items, place, more: place < state.last })
+        Ok(Ok(Piece { items, place, more: place < state.last }))
     }
 
     fn live(&self, after: u64) -> Option<Piece<Self>> {

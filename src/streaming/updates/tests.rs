@@ -119,7 +119,7 @@ mod unconcerned {
     use tokio::sync::watch;
 
     use super::*;
-    use crate::{node::FeedHead, streaming::cursor::Piece, types::Revision};
+    use crate::{machine::Decision, node::FeedHead, streaming::steps::Piece, types::Revision};
 
     #[derive(Clone)]
     struct Nothing(watch::Receiver<FeedHead>);
@@ -133,8 +133,8 @@ mod unconcerned {
             place
         }
 
-        fn history(&self, after: u64) -> Result<Piece<Self>, Status> {
-            Ok(Piece { items: Vec::new(), place: after, more: false })
+        fn history(&self, after: u64) -> Decision<Piece<Self>> {
+            Ok(Ok(Piece { items: Vec::new(), place: after, more: false }))
         }
 
         fn live(&self, _after: u64) -> Option<Piece<Self>> {
