@@ -183,7 +183,7 @@ impl Client {
         let changes = keys.iter().map(|key| {
             let value = self.fresh();
             // Now and then a key goes.
-            let value = (self.serial % 5 > 0).then_some(value);
+            let value = (!self.serial.is_multiple_of(5)).then_some(value);
             Change { key: key.clone(), value }
         });
         Some(Call::Txn { compares, changes: changes.collect(), reads: keys.to_vec() })
