@@ -80,6 +80,8 @@ pub(crate) struct Network {
     pub(crate) disk_stands: BTreeSet<NodeId>,
     /// What happened, in words, where someone wants to read it.
     pub(crate) trace: Option<Vec<String>>,
+    /// Whether that includes what beats all the time.
+    pub(crate) tells_heartbeats: bool,
     configs: BTreeMap<NodeId, Config>,
     pub(crate) checks: Checks,
     tickets: u64,
@@ -132,6 +134,7 @@ impl Network {
             cut: BTreeSet::new(),
             disk_stands: BTreeSet::new(),
             trace: None,
+            tells_heartbeats: false,
             configs: BTreeMap::new(),
             checks: Checks::default(),
             tickets: 0,

@@ -1,11 +1,13 @@
 //! Messages in short, and in words: what tests inject, and what scenarios show.
 
+use std::collections::BTreeSet;
+
 use quorate::{
     raft::{
         Append, AppendRequest, AppendResponse, AppendResult, Entry, HardState, Heartbeat,
-        HeartbeatResponse, Message, Payload, TimeoutNow, VoteRequest, VoteResponse,
+        HeartbeatResponse, Membership, Message, Payload, TimeoutNow, VoteRequest, VoteResponse,
     },
-    types::LogIndex,
+    types::{LogIndex, NodeId},
 };
 
 use crate::network::{i, t};
@@ -80,9 +82,9 @@ pub(crate) fn timeout_now(term: u64) -> Message {
     Message::TimeoutNow(TimeoutNow { term: t(term) })
 }
 
-/// A message as scenarios show it; `None` for what beats all the time.
-pub(crate) fn in_words(message: &Message) -> Option<String> {
-    let words = match message {
+/// A message as scenarios show it.
+pub(crate) fn in_words(message: &Message) -> String {
+    match message {
         Message::VoteRequest(r) => {
             let kind = if r.pre_vote { "pre-vote" } else { "vote" };
             let why = if r.leader_lost { ", lost the leader" } else { "" };
@@ -114,9 +116,16 @@ pub(crate) fn in_words(message: &Message) -> Option<String> {
             AppendResult::Stale => format!("refused: it is {:?}", r.term),
         },
         Message::TimeoutNow(r) => format!("campaign now, says the leader of {:?}", r.term),
-        Message::Heartbeat(_) | Message::HeartbeatResponse(_) => return None,
-    };
-    Some(words)
+        Message::Heartbeat(r) => {
+            format!("heartbeat in {:?}, round {}, commit {:?}", r.term, r.round, r.commit)
+        }
+        Message::HeartbeatResponse(r) => format!("heard round {} in {:?}", r.round, r.term),
+    }
+}
+
+/// Whether a message beats all the time.
+pub(crate) const fn beats(message: &Message) -> bool {
+    matches!(message, Message::Heartbeat(_) | Message::HeartbeatResponse(_))
 }
 
 /// A write as scenarios show it.
@@ -140,9 +149,24 @@ pub(crate) fn entry_in_words(entry: &Entry) -> String {
     let what = match &entry.payload {
         Payload::Noop => "noop".to_owned(),
         Payload::Command(data) => String::from_utf8_lossy(data).into_owned(),
-        Payload::Membership(_) => "membership".to_owned(),
+        Payload::Membership(new) => membership(new),
     };
     format!("{:?} {:?} {what}", entry.index, entry.term)
+}
+
+/// A membership as scenarios show it.
+pub(crate) fn membership(membership: &Membership) -> String {
+    let list = |ids: &BTreeSet<NodeId>| {
+        ids.iter().map(|id| format!("{id:?}")).collect::<Vec<_>>().join(" ")
+    };
+    let mut words = format!("voters {}", list(&membership.voters));
+    if membership.is_joint() {
+        words += &format!(" and the old ones {}", list(&membership.outgoing));
+    }
+    if !membership.learners.is_empty() {
+        words += &format!(", learners {}", list(&membership.learners));
+    }
+    words
 }
 
 /// A run of indexes.

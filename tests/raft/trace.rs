@@ -7,7 +7,7 @@ use quorate::{
 
 use crate::{
     network::Network,
-    speech::{in_words, through},
+    speech::{beats, in_words, membership, through},
 };
 
 impl Network {
@@ -19,7 +19,10 @@ impl Network {
 
     /// Of what is lost in the same way again and again, once is enough.
     pub(crate) fn tell_message(&mut self, from: NodeId, to: NodeId, message: &Message) {
-        let Some(words) = in_words(message) else { return };
+        if beats(message) && !self.tells_heartbeats {
+            return;
+        }
+        let words = in_words(message);
         let lost =
             self.cut.contains(&(from, to)) || self.nodes.get(&to).is_none_or(|node| !node.up);
         let line = format!("{from:?} -> {to:?} {words}{}", if lost { "  (lost)" } else { "" });
@@ -38,6 +41,10 @@ impl Network {
             let leader = after.leader.filter(|&leader| leader != id);
             let leader = leader.map_or(String::new(), |leader| format!(" of {leader:?}"));
             self.tell(|| format!("{id:?} is {:?}{leader} in {:?}", after.role, after.term));
+        }
+        if before.membership != after.membership {
+            let members = membership(&after.membership);
+            self.tell(|| format!("{id:?} goes by {members}"));
         }
         if before.commit != after.commit {
             let run = through(before.commit.next(), after.commit);
