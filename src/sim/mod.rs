@@ -4,5 +4,6 @@
 //! plan; what clients saw is a [`history`], which the checkers judge. The same workloads and
 //! checkers serve against real processes.
 
+pub mod checker;
 pub mod history;
 pub mod workload;

@@ -131,6 +131,24 @@ pub enum Line {
     },
 }
 
+impl Line {
+    /// When it was recorded.
+    #[must_use]
+    pub const fn time(&self) -> u64 {
+        match self {
+            Self::Call { time, .. }
+            | Self::Return { time, .. }
+            | Self::WatchBegins { time, .. }
+            | Self::WatchTold { time, .. }
+            | Self::WatchProgress { time, .. }
+            | Self::WatchCompacted { time, .. }
+            | Self::SubscriptionBegins { time, .. }
+            | Self::SubscriptionTold { time, .. }
+            | Self::Note { time, .. } => *time,
+        }
+    }
+}
+
 /// A history in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct History {

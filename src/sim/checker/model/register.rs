@@ -1,0 +1,93 @@
+//! One key: reads, writes, deletes and compare-and-set. Absent is a value like any other.
+
+use crate::sim::{
+    checker::{
+        model::{Entry, Model, Names, known},
+        ops::Op,
+    },
+    history::{Answer, Call},
+};
+
+/// One key.
+#[derive(Debug, Default)]
+pub(crate) struct Register {
+    names: Names,
+}
+
+/// An operation on a key; what is `None` of an answer is not known.
+#[derive(Debug)]
+pub(crate) enum RegisterOp {
+    Read { value: Option<u32> },
+    Write { value: u32 },
+    Delete { existed: Option<bool> },
+    Cas { expected: Option<u32>, value: u32, swapped: Option<bool> },
+}
+
+impl Model for Register {
+    type State = Option<u32>;
+    type Op = RegisterOp;
+
+    fn read(ops: &[&Op<'_>]) -> (Self, Vec<Entry<RegisterOp>>) {
+        let mut model = Self::default();
+        let names = &mut model.names;
+        let mut entries = Vec::with_capacity(ops.len());
+        for op in ops {
+            let answer = known(op);
+            let read = match (op.call, answer) {
+                (Call::Get { .. }, Some(Answer::Got { value, .. })) => {
+                    RegisterOp::Read { value: value.as_ref().map(|read| names.number(&read.value)) }
+                }
+                (Call::Put { value, .. }, _) => RegisterOp::Write { value: names.number(value) },
+                (Call::Delete { .. }, Some(Answer::Deleted { existed, .. })) => {
+                    RegisterOp::Delete { existed: Some(*existed) }
+                }
+                (Call::Delete { .. }, _) => RegisterOp::Delete { existed: None },
+                (Call::Cas { expected, value, .. }, answer) => RegisterOp::Cas {
+                    expected: expected.as_deref().map(|value| names.number(value)),
+                    value: names.number(value),
+                    swapped: match answer {
+                        Some(Answer::Swapped { swapped, .. }) => Some(*swapped),
+                        _ => None,
+                    },
+                },
+                _ => continue,
+            };
+            entries.push(Entry::new(op, read));
+        }
+        (model, entries)
+    }
+
+    fn start(&self) -> Self::State {
+        None
+    }
+
+    fn step(&self, state: &Self::State, op: &RegisterOp, next: &mut Vec<Self::State>) {
+        match *op {
+            RegisterOp::Read { value } if *state == value => next.push(*state),
+            RegisterOp::Write { value } => next.push(Some(value)),
+            RegisterOp::Delete { existed } if existed.is_none_or(|was| was == state.is_some()) => {
+                next.push(None);
+            }
+            RegisterOp::Cas { expected, value, swapped } => {
+                let holds = *state == expected;
+                if swapped.is_none_or(|swapped| swapped == holds) {
+                    next.push(if holds { Some(value) } else { *state });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn legal(&self, state: &Self::State, op: &RegisterOp) -> String {
+        match op {
+            RegisterOp::Read { .. } => self.names.words(*state),
+            RegisterOp::Write { .. } => "done".into(),
+            RegisterOp::Delete { .. } if state.is_some() => "deleted".into(),
+            RegisterOp::Delete { .. } => "there was nothing to delete".into(),
+            RegisterOp::Cas { expected, .. } => {
+                let swapped = if state == expected { "swapped" } else { "not as expected" };
+                format!("{swapped}, for it held {}", self.names.words(*state))
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The operations of a history: each call with what became of it, in the order of the calls.
+//!
+//! What came before what is told by the order of lines, not by their times. Nothing here judges;
+//! it only refuses a history that contradicts itself in its form.
+
+use std::collections::BTreeMap;
+
+use crate::sim::{
+    checker::words,
+    history::{Answer, Call, History, Line, Outcome},
+};
+
+/// What became of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End<'a> {
+    /// Carried out.
+    Ok(&'a Answer),
+    /// Not carried out, and never will be.
+    Refused {
+        /// Why.
+        reason: &'a str,
+        /// The actual version.
+        actual: Option<u64>,
+    },
+    /// Nobody knows.
+    Unknown,
+}
+
+/// A call with what became of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Op<'a> {
+    pub(crate) id: u64,
+    pub(crate) client: u64,
+    pub(crate) node: Option<u64>,
+    pub(crate) call: &'a Call,
+    pub(crate) end: End<'a>,
+    /// The line of the call.
+    pub(crate) called: usize,
+    pub(crate) call_time: u64,
+    /// The line of the return; `usize::MAX` where the outcome is not known.
+    pub(crate) returned: usize,
+    /// When it returned; `u64::MAX` where the outcome is not known.
+    pub(crate) return_time: u64,
+}
+
+#[allow(dead_code, reason = "the log witness uses it")]
+impl Op<'_> {
+    /// Whether this one had returned when the other was called.
+    pub(crate) const fn before(&self, other: &Op<'_>) -> bool {
+        self.returned < other.called
+    }
+
+    /// Whether nobody knows what became of it.
+    pub(crate) const fn is_unknown(&self) -> bool {
+        matches!(self.end, End::Unknown)
+    }
+
+    /// The operation in words: who, where, what, when, and the answer.
+    pub(crate) fn words(&self) -> String {
+        let node = self.node.map_or_else(String::new, |node| format!(" at node {node}"));
+        let end = match self.end {
+            End::Ok(answer) => format!("answered {}", words::answer(answer)),
+            End::Refused { reason, .. } => format!("was refused ({reason})"),
+            End::Unknown => "has no known outcome".to_owned(),
+        };
+        let until = match self.return_time {
+            u64::MAX => "open".to_owned(),
+            time => words::time(time),
+        };
+        format!(
+            "call {} of client {}{node}, {} {end} ({} to {until})",
+            self.id,
+            self.client,
+            words::call(self.call),
+            words::time(self.call_time),
+        )
+    }
+}
+
+/// Why a history cannot be judged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Malformed {
+    /// The line, counted from 0 without the header.
+    pub(crate) line: usize,
+    pub(crate) words: String,
+}
+
+/// The operations in the order of their calls.
+pub(crate) fn read(history: &History) -> Result<Vec<Op<'_>>, Malformed> {
+    let mut ops: Vec<Op<'_>> = Vec::new();
+    let mut open: BTreeMap<u64, Option<usize>> = BTreeMap::new();
+    let mut time_before = 0;
+    for (at, line) in history.lines.iter().enumerate() {
+        let wrong = |words: String| Malformed { line: at, words };
+        if line.time() < time_before {
+            return Err(wrong(format!("the time goes back from {time_before} to {}", line.time())));
+        }
+        time_before = line.time();
+        match line {
+            Line::Call { time, id, client, node, call } => {
+                if open.insert(*id, Some(ops.len())).is_some() {
+                    return Err(wrong(format!("call number {id} is used twice")));
+                }
+                ops.push(Op {
+                    id: *id,
+                    client: *client,
+                    node: *node,
+                    call,
+                    end: End::Unknown,
+                    called: at,
+                    call_time: *time,
+                    returned: usize::MAX,
+                    return_time: u64::MAX,
+                });
+            }
+            Line::Return { time, id, outcome } => {
+                let Some(op) = open.get_mut(id).and_then(Option::take) else {
+                    return Err(wrong(format!("a return of call {id}, which is not open")));
+                };
+                let op = &mut ops[op];
+                op.end = match outcome {
+                    Outcome::Ok(answer) if words::fits(op.call, answer) => End::Ok(answer),
+                    Outcome::Ok(answer) => {
+                        let (call, answer) = (words::call(op.call), words::answer(answer));
+                        return Err(wrong(format!("{answer} is no answer of {call}")));
+                    }
+                    Outcome::Refused { reason, actual } => End::Refused { reason, actual: *actual },
+                    Outcome::Unknown { .. } => continue,
+                };
+                (op.returned, op.return_time) = (at, *time);
+            }
+            _ => {}
+        }
+    }
+    Ok(ops)
+}
