@@ -356,7 +356,7 @@ fn the_index_is_complete() {
             format!("{} {}", cells[0], cells[1])
         })
         .collect();
-    let files = [FOLDER].into_iter().flat_map(|folder| {
+    let files = [FOLDER, "replica"].into_iter().flat_map(|folder| {
         script::files(folder).into_iter().map(move |file| format!("{folder}/{file}"))
     });
     let expected: Vec<String> = files

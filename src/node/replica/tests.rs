@@ -1,5 +1,9 @@
 //! How calls fare: passed on, lost, answered late, parked, taken back.
 
+mod scenarios;
+#[path = "../../../tests/scenarios/script.rs"]
+mod script;
+mod story;
 mod world;
 
 use std::collections::BTreeSet;
@@ -70,13 +74,15 @@ fn the_cluster_is_founded_once_and_every_disk_registers() {
 #[test]
 fn a_write_lost_with_its_leader_is_proposed_anew_and_applied_once() {
     let mut world = World::new();
-    let leader = world.wait_for_leader();
-    let [follower, other] = world.others(leader);
+    let [leader, follower, other] = [1, 2, 3].map(n);
+    world.wait_until_led_by(leader);
     // The leader takes the write and reaches nobody any more.
     let sequence = world.propose(follower, put("a", "1"));
     world.pass();
-    world.pass();
     world.cut.extend([(leader, follower), (leader, other)]);
+    world.pass();
+    let last = |id| world.nodes[&id].replica.status().last;
+    assert_eq!(last(leader), last(follower).next(), "it stands in the leader's log only");
     assert!(matches!(world.outcome(follower, sequence), outcome::Result::Put(_)));
     world.cut.clear();
     world.until("the old leader has it too", |world| world.value(leader, "a").is_some());

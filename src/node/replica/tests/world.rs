@@ -1,4 +1,6 @@
 //! A cluster of replicas over a perfect network and disks, in virtual time.
+//!
+//! What a node's log would hold on disk is kept, so that a node can crash and come back.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -8,21 +10,28 @@ use std::{
 use bytes::Bytes;
 use prost::Message as _;
 
+use super::story::Story;
 use crate::{
-    machine::{Applied, Machine, MachineConfig, View, testing::MapStore},
+    machine::{
+        Applied, Machine, MachineConfig, SnapshotLoader, SnapshotWriter, View, testing::MapStore,
+    },
     node::{
         calls::{Call, CallKind, Reply},
         places::PlaceId,
-        replica::{AppliedReport, Event, Jobs, Recovered, Replica, ReplicaConfig, WalJob},
+        replica::{
+            AppliedReport, Event, Installed, Jobs, Recovered, Replica, ReplicaConfig, WalJob,
+        },
     },
     pb::{
-        command::v1::{Command, Origin, Outcome, RegisterMember, command, outcome},
+        command::v1::{Command, Origin, Outcome, Reason, RegisterMember, command, outcome},
         kv::v1::{PutRequest, RangeRequest},
         lock::v1::{AcquireRequest, Lock},
         session::v1::OpenSessionRequest,
     },
-    raft::{Config, Membership, Restored, RoleKind},
-    types::{Duration, Instant, LogTime, NodeId, SessionId},
+    raft::{
+        Append, Config, Entry, HardState, LogStart, Membership, Restored, RoleKind, SendSnapshot,
+    },
+    types::{Duration, Instant, LogTime, NodeId, SessionId, Term},
 };
 
 const STEP: Duration = Duration::from_millis(5);
@@ -36,6 +45,20 @@ pub(super) struct Node {
     pub(super) outcomes: BTreeMap<u64, Outcome>,
     pub(super) replies: BTreeMap<u64, Reply>,
     pub(super) up: bool,
+    /// This process's start.
+    boot: u64,
+    /// The calls that nobody waits for any more.
+    pub(super) gone: BTreeSet<u64>,
+    config: ReplicaConfig,
+    disk: Disk,
+}
+
+/// What a node's log holds on disk; it is written at once.
+#[derive(Clone, Default)]
+struct Disk {
+    hard: HardState,
+    start: LogStart,
+    entries: Vec<Entry>,
 }
 
 pub(super) struct World {
@@ -48,6 +71,8 @@ pub(super) struct World {
     /// Whether what is passed on is lost on its way.
     pub(super) swallow: bool,
     pub(super) sequence: u64,
+    /// What happens, in words.
+    pub(super) story: Story,
 }
 
 pub(super) fn n(id: u64) -> NodeId {
@@ -56,39 +81,12 @@ pub(super) fn n(id: u64) -> NodeId {
 
 impl World {
     pub(super) fn new() -> Self {
-        let members = Membership::of((1..=3).map(n));
-        let node = |id: u64| {
-            let config = ReplicaConfig {
-                raft: Config { id: n(id), seed: id, ..Config::default() },
-                boot: id,
-                patience: Duration::from_secs(2),
-                retained_log_bytes: 1 << 20,
-                new_cluster_id: uuid::Uuid::from_u128(u128::from(id)).to_string(),
-                member: RegisterMember {
-                    node_id: id,
-                    incarnation: uuid::Uuid::from_u128(u128::from(100 + id)).to_string(),
-                    ..RegisterMember::default()
-                },
-            };
-            let recovered = Recovered {
-                raft: Restored { membership: members.clone(), ..Restored::default() },
-                sessions: Vec::new(),
-                founded: false,
-                registered: false,
-                next_timer: None,
-            };
-            let store = Arc::new(MapStore::default());
-            let node = Node {
-                replica: Replica::new(config, recovered, Instant::from_nanos(1)),
-                machine: Machine::open(store, MachineConfig::default()).expect("an empty store"),
-                inbox: VecDeque::new(),
-                outcomes: BTreeMap::new(),
-                replies: BTreeMap::new(),
-                up: true,
-            };
-            (n(id), node)
-        };
-        let nodes = (1..=3).map(node).collect();
+        Self::keeping(1 << 20)
+    }
+
+    /// A cluster whose nodes keep about so many bytes of log.
+    pub(super) fn keeping(retained_log_bytes: u64) -> Self {
+        let nodes = (1..=3).map(|id| (n(id), Node::new(id, retained_log_bytes))).collect();
         Self {
             now: Instant::from_nanos(1),
             nodes,
@@ -96,6 +94,7 @@ impl World {
             deaf: BTreeSet::new(),
             swallow: false,
             sequence: 0,
+            story: Story::new(),
         }
     }
 
@@ -122,6 +121,7 @@ impl World {
     pub(super) fn pass(&mut self) {
         self.now = self.now.after(STEP);
         let (now, wall) = (self.now, self.wall());
+        self.story.at(now);
         for id in (1..=3).map(n) {
             let node = self.nodes.get_mut(&id).expect("three nodes");
             if !node.up {
@@ -130,7 +130,9 @@ impl World {
             }
             let events: Vec<Event> = node.inbox.drain(..).collect();
             let mut jobs = Jobs::default();
+            let before = node.replica.status().clone();
             node.replica.handle(now, wall, events, &mut jobs);
+            self.story.role(id, &before, node.replica.status());
             self.carry_out(id, jobs);
         }
     }
@@ -138,17 +140,33 @@ impl World {
     fn carry_out(&mut self, id: NodeId, jobs: Jobs) {
         let node = self.nodes.get_mut(&id).expect("three nodes");
         for job in jobs.wal {
-            if let WalJob::Append(append) = job {
-                let (hard, log) = (append.hard_mark, append.log_mark);
-                node.inbox.push_back(Event::Persisted { hard, log });
+            match job {
+                WalJob::Append(append) => {
+                    self.story.written(id, &append);
+                    node.disk.append(&append);
+                    let (hard, log) = (append.hard_mark, append.log_mark);
+                    node.inbox.push_back(Event::Persisted { hard, log });
+                }
+                WalJob::Purge(start) => node.disk.purge(start),
             }
         }
         if !jobs.apply.is_empty() {
+            self.story.applied(&jobs.apply);
             let applied = node.machine.apply(&jobs.apply).expect("the store works");
-            let report = node.report(id, applied);
+            let report = node.report(id, applied, &mut self.story);
             node.inbox.push_back(Event::Applied(report));
         }
-        node.replies.extend(jobs.replies);
+        if jobs.persist_state {
+            let index = node.machine.head().index;
+            node.inbox.push_back(Event::StatePersisted { index });
+        }
+        for (sequence, reply) in jobs.replies {
+            self.story.replied(id, sequence, &reply);
+            node.replies.insert(sequence, reply);
+        }
+        for SendSnapshot { to, term } in jobs.snapshots {
+            self.send_snapshot(id, to, term);
+        }
         for (to, message) in jobs.messages {
             self.deliver(id, to, Event::Message { from: id, message });
         }
@@ -159,7 +177,9 @@ impl World {
             let bytes = request.encoded_len();
             assert!(bytes < 2 << 20, "{bytes} bytes in one message to the leader");
             let event = Event::Forwarded { from: id, request: request.clone() };
-            if self.deaf.contains(&(id, to)) || !self.deliver(id, to, event) {
+            if !self.deaf.contains(&(id, to)) && self.deliver(id, to, event) {
+                self.story.forwarded(id, to, &request);
+            } else {
                 let node = self.nodes.get_mut(&id).expect("three nodes");
                 node.inbox.push_back(Event::NotForwarded { request });
             }
@@ -179,6 +199,57 @@ impl World {
         delivered
     }
 
+    /// A snapshot arrives whole and at once, or not at all.
+    fn send_snapshot(&mut self, from: NodeId, to: NodeId, term: Term) {
+        let chunks = SnapshotWriter::new(self.nodes[&from].machine.store().snapshot());
+        let cut = self.cut.contains(&(from, to)) || self.cut.contains(&(to, from));
+        let target = self.nodes.get_mut(&to).expect("three nodes");
+        let mut installed = None;
+        if target.up && !cut {
+            let store = Arc::new(MapStore::default());
+            let mut loader = SnapshotLoader::new(store.as_ref());
+            for chunk in chunks {
+                loader.feed(&chunk.expect("the store works")).expect("it was just written");
+            }
+            let head = loader.finish().expect("it was just written");
+            installed = Some(head.index);
+            self.story.tell(format!("{from:?} sends {to:?} a snapshot of {:?}", head.index));
+            if head.index > target.machine.head().index {
+                target.machine = Machine::open(store, MachineConfig::default()).expect("it opens");
+                let event = Event::Installed(target.installed(from, term));
+                target.inbox.push_back(event);
+            }
+        }
+        let node = self.nodes.get_mut(&from).expect("three nodes");
+        node.inbox.push_back(Event::SnapshotSent { peer: to, installed });
+    }
+
+    /// The process ends. Whoever waits for one of its calls learns nothing.
+    pub(super) fn crash(&mut self, id: NodeId) {
+        let node = self.nodes.get_mut(&id).expect("three nodes");
+        node.up = false;
+        node.inbox.clear();
+    }
+
+    /// Another process starts on the same disk, or on an empty one that was put in its place.
+    pub(super) fn restart(&mut self, id: NodeId, wiped: bool) {
+        let now = self.now;
+        let node = self.nodes.get_mut(&id).expect("three nodes");
+        if wiped {
+            let fresh = Node::new(id.value(), node.config.retained_log_bytes);
+            node.machine = fresh.machine;
+            node.disk = Disk::default();
+            let incarnation = uuid::Uuid::from_u128(u128::from(200 + id.value()));
+            node.config.member.incarnation = incarnation.to_string();
+        }
+        node.boot += 10;
+        node.config.boot = node.boot;
+        node.disk.connect(&node.machine);
+        let recovered = node.recovered();
+        node.replica = Replica::new(node.config.clone(), recovered, now);
+        node.up = true;
+    }
+
     pub(super) fn leader(&self) -> Option<NodeId> {
         let leads = |node: &Node| node.up && node.replica.status().role == RoleKind::Leader;
         let mut leaders = self.nodes.iter().filter(|(_, node)| leads(node));
@@ -190,6 +261,22 @@ impl World {
             world.leader().is_some_and(|id| world.nodes[&id].replica.status().leader_ready)
         });
         self.leader().expect("just seen")
+    }
+
+    /// Waits until this node leads, the cluster is founded and everyone is registered, and nothing
+    /// is on its way.
+    pub(super) fn wait_until_led_by(&mut self, wanted: NodeId) {
+        let leader = self.wait_for_leader();
+        if leader != wanted {
+            self.call(leader, CallKind::Transfer { target: Some(wanted) });
+        }
+        self.until("it leads, and all are registered", |world| {
+            let node = &world.nodes[&wanted];
+            let view = View::new(node.machine.store().snapshot());
+            let registered = view.members().is_ok_and(|members| members.len() == 3);
+            registered && node.replica.status().leader_ready
+        });
+        self.pass_for(Duration::from_millis(500));
     }
 
     pub(super) fn call(&mut self, on: NodeId, kind: CallKind) -> u64 {
@@ -206,7 +293,8 @@ impl World {
             _ => None,
         };
         let sequence = self.sequence + 1;
-        let origin = Some(Origin { node_id: on.value(), boot: on.value(), sequence });
+        let boot = self.nodes[&on].boot;
+        let origin = Some(Origin { node_id: on.value(), boot, sequence });
         let command = Command { version: 1, origin, op: Some(op) }.encode_to_vec();
         self.call(on, CallKind::Propose { command: command.into(), lock })
     }
@@ -263,21 +351,118 @@ impl World {
 }
 
 impl Node {
-    fn report(&mut self, id: NodeId, applied: Applied) -> AppliedReport {
-        let ours = |origin: &Origin| origin.node_id == id.value() && origin.boot == id.value();
+    fn new(id: u64, retained_log_bytes: u64) -> Self {
+        let config = ReplicaConfig {
+            raft: Config { id: n(id), seed: id, ..Config::default() },
+            boot: id,
+            patience: Duration::from_secs(2),
+            retained_log_bytes,
+            new_cluster_id: uuid::Uuid::from_u128(u128::from(id)).to_string(),
+            member: RegisterMember {
+                node_id: id,
+                incarnation: uuid::Uuid::from_u128(u128::from(100 + id)).to_string(),
+                ..RegisterMember::default()
+            },
+        };
+        let recovered = Recovered {
+            raft: Restored { membership: founders(), ..Restored::default() },
+            sessions: Vec::new(),
+            founded: false,
+            registered: false,
+            next_timer: None,
+        };
+        let store = Arc::new(MapStore::default());
+        Self {
+            replica: Replica::new(config.clone(), recovered, Instant::from_nanos(1)),
+            machine: Machine::open(store, MachineConfig::default()).expect("an empty store"),
+            inbox: VecDeque::new(),
+            outcomes: BTreeMap::new(),
+            replies: BTreeMap::new(),
+            up: true,
+            boot: id,
+            gone: BTreeSet::new(),
+            config,
+            disk: Disk::default(),
+        }
+    }
+
+    /// What a process finds on this disk.
+    fn recovered(&self) -> Recovered {
+        let view = View::new(self.machine.store().snapshot());
+        let Disk { hard, start, entries } = self.disk.clone();
+        let raft = Restored {
+            hard,
+            purged_index: start.index,
+            purged_term: start.term,
+            last_time: start.time,
+            entries,
+            applied: self.machine.head().index,
+            membership: founders(),
+        };
+        Recovered {
+            raft,
+            sessions: view.sessions().expect("the store works"),
+            founded: self.is_founded(),
+            registered: self.is_registered(),
+            next_timer: self.machine.next_timer(),
+        }
+    }
+
+    /// What the applier tells of the snapshot that it has just put in the state's place.
+    fn installed(&self, from: NodeId, term: Term) -> Installed {
+        let head = self.machine.head().clone();
+        let view = View::new(self.machine.store().snapshot());
+        Installed {
+            from,
+            term,
+            index: head.index,
+            last_term: head.term,
+            time: head.time,
+            membership: founders(),
+            sessions: view.sessions().expect("the store works"),
+            founded: self.is_founded(),
+            registered: self.is_registered(),
+            next_timer: self.machine.next_timer(),
+        }
+    }
+
+    fn is_founded(&self) -> bool {
+        let view = View::new(self.machine.store().snapshot());
+        view.cluster_id().expect("the store works").is_some()
+    }
+
+    fn is_registered(&self) -> bool {
         let view = View::new(self.machine.store().snapshot());
         let members = view.members().expect("the store works");
+        let own = &self.config.member;
+        members
+            .iter()
+            .any(|member| (member.node_id, &member.incarnation) == (own.node_id, &own.incarnation))
+    }
+
+    fn report(&mut self, id: NodeId, applied: Applied, story: &mut Story) -> AppliedReport {
+        let boot = self.boot;
+        let ours = |origin: &Origin| origin.node_id == id.value() && origin.boot == boot;
         let mut report = AppliedReport {
             index: applied.head.index,
             term: applied.head.term,
             sessions: applied.sessions,
             next_timer: applied.next_timer,
-            founded: view.cluster_id().expect("the store works").is_some(),
-            registered: members.iter().any(|member| member.node_id == id.value()),
+            founded: self.is_founded(),
+            registered: self.is_registered(),
             ..AppliedReport::default()
         };
         for (origin, outcome) in applied.outcomes.into_iter().filter(|(origin, _)| ours(origin)) {
             report.completed.push(origin.sequence);
+            if self.gone.contains(&origin.sequence) {
+                if let Some(outcome::Result::Acquire(grant)) = &outcome.result {
+                    report.undelivered.push((grant.name.clone(), origin.sequence));
+                }
+                continue;
+            }
+            story.answered(id, origin.sequence, &outcome);
+            // A refused registration is the end (rule 20).
+            self.up &= !is_wrong_identity(&outcome);
             let again = self.outcomes.insert(origin.sequence, outcome);
             assert!(again.is_none(), "call {} was answered twice", origin.sequence);
         }
@@ -285,6 +470,47 @@ impl Node {
         report.parked = parked.map(|(origin, session)| (origin.sequence, session)).collect();
         report
     }
+}
+
+impl Disk {
+    fn append(&mut self, append: &Append) {
+        self.hard = append.hard;
+        if let Some(start) = append.reset_to {
+            let connects =
+                self.entries.iter().any(|e| (e.index, e.term) == (start.index, start.term));
+            self.entries.retain(|entry| connects && entry.index > start.index);
+            self.start = start;
+        }
+        if let Some(from) = append.truncate_from {
+            self.entries.retain(|entry| entry.index < from);
+        }
+        self.entries.extend(append.entries.iter().cloned());
+    }
+
+    fn purge(&mut self, start: LogStart) {
+        self.entries.retain(|entry| entry.index > start.index);
+        self.start = start;
+    }
+
+    /// Where a snapshot was installed and the log did not learn of it, the log starts anew there.
+    fn connect(&mut self, machine: &Machine) {
+        let head = machine.head();
+        let at = (head.index, head.term);
+        let connects = self.entries.iter().any(|entry| (entry.index, entry.term) == at);
+        if head.index > self.start.index && !connects {
+            self.entries.clear();
+            self.start = LogStart { index: head.index, term: head.term, time: head.time };
+        }
+    }
+}
+
+fn founders() -> Membership {
+    Membership::of((1..=3).map(n))
+}
+
+fn is_wrong_identity(outcome: &Outcome) -> bool {
+    matches!(&outcome.result, Some(outcome::Result::Refusal(refusal))
+        if refusal.reason() == Reason::WrongIdentity)
 }
 
 pub(super) fn put(key: &'static str, value: &'static str) -> command::Op {
