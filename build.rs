@@ -7,8 +7,8 @@ use std::{
 
 use prost::Message as _;
 
-const AREAS: [&str; 8] =
-    ["cluster", "command", "discovery", "event", "kv", "lock", "raft", "session"];
+const AREAS: [&str; 9] =
+    ["cluster", "command", "discovery", "event", "kv", "lab", "lock", "raft", "session"];
 
 /// Grows with each commit, so that the version names the commit that was built.
 const GIT_LOG: &str = ".git/logs/HEAD";

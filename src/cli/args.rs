@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
-    cli::{bench, cluster, completions, events, kv, lock, node, service, status, up},
+    cli::{bench, cluster, completions, events, kv, lab, lock, node, service, status, up},
     server::parse_duration,
     types::Duration,
 };
@@ -103,6 +103,9 @@ pub enum Command {
     /// Measure a cluster with a closed loop of clients
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// Break the links of nodes that were started with --lab, and heal them
+    #[command(subcommand)]
+    Lab(lab::LabCommand),
     /// Print a shell's completions
     Completions(completions::CompletionsArgs),
 }

@@ -9,7 +9,7 @@ use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 
 use crate::{
     cli::Error,
-    pb::{self, cluster, discovery, event, kv, lock},
+    pb::{self, cluster, discovery, event, kv, lab, lock},
 };
 
 static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
@@ -41,6 +41,7 @@ named! {
     event: AppendResponse ReadResponse SubscribeResponse ListStreamsResponse
         DescribeStreamResponse SetStreamLimitsResponse TrimStreamResponse DeleteStreamResponse;
     cluster: StatusResponse StateHashResponse TransferLeadershipResponse SnapshotSummary;
+    lab: AddLinkFaultResponse ListLinkFaultsResponse ClearLinkFaultsResponse;
 }
 
 /// The canonical JSON on one line.

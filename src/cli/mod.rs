@@ -16,6 +16,7 @@ mod event_retention;
 mod events;
 mod json;
 mod kv;
+mod lab;
 mod lock;
 mod node;
 mod run;

@@ -157,6 +157,9 @@ pub struct NodeArgs {
     #[arg(long, value_name = "DURATION", env = "QUORATE_KEEPALIVE_TIMEOUT")]
     #[arg(hide_env_values = true, value_parser = parse_duration)]
     keepalive_timeout: Option<Duration>,
+    /// Let clients break this node's links on purpose (`quorate lab`); needs loopback addresses
+    #[arg(long, env = "QUORATE_LAB", hide_env_values = true)]
+    lab: bool,
     /// Stop when standard input closes; `up` passes it
     #[arg(long, hide = true)]
     stop_on_stdin_close: bool,
@@ -235,6 +238,7 @@ impl NodeArgs {
             handshake_timeout: self.handshake_timeout,
             keepalive_interval: self.keepalive_interval,
             keepalive_timeout: self.keepalive_timeout,
+            lab: self.lab.then_some(true),
         }
     }
 }

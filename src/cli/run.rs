@@ -102,6 +102,7 @@ async fn carry_out(cli: Cli, found_ca: &OnceCell<PathBuf>) -> Result<u8, Error> 
         Command::Events(command) => command.run(&context()?).await?,
         Command::Cluster(command) => command.run(&context()?).await?,
         Command::Bench(command) => command.run(&context()?).await?,
+        Command::Lab(command) => command.run(&context()?).await?,
         Command::Completions(args) => args.run()?,
     }
     Ok(0)

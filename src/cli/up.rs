@@ -34,6 +34,9 @@ pub struct UpArgs {
     /// Make certificates: peers demand them of each other, clients need the CA alone
     #[arg(long)]
     tls: bool,
+    /// Let `quorate lab` break the links between the nodes
+    #[arg(long)]
+    lab: bool,
     /// Further flags of each node
     #[arg(last = true, value_name = "NODE FLAGS")]
     node_flags: Vec<String>,
@@ -47,6 +50,9 @@ fn absolute(file: Option<PathBuf>) -> Result<Option<PathBuf>, Error> {
 
 impl UpArgs {
     pub(crate) async fn run(mut self, config: Option<&Path>) -> Result<(), Error> {
+        if self.lab {
+            self.node_flags.push("--lab".to_owned());
+        }
         if let Some(file) = config {
             self.node_flags.extend(["--config".to_owned(), file.display().to_string()]);
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::{
     client::{
-        Cluster, Discovery, Error, Events, Kv, Locks, Sessions, Tls,
+        Cluster, Discovery, Error, Events, Kv, Lab, Locks, Sessions, Tls,
         pool::{Dialling, Pool, Slot},
     },
     observe::TraceParent,
@@ -97,6 +97,12 @@ impl Client {
     #[must_use]
     pub fn sessions(&self) -> Sessions {
         Sessions::new(self.clone())
+    }
+
+    /// Faults on purpose, in nodes that were started with `--lab`.
+    #[must_use]
+    pub fn lab(&self) -> Lab {
+        Lab::new(self.clone())
     }
 
     /// The cluster itself.

@@ -19,6 +19,7 @@ area!(command);
 area!(discovery);
 area!(event);
 area!(kv);
+area!(lab);
 area!(lock);
 area!(raft);
 area!(session);

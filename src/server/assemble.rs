@@ -24,7 +24,7 @@ use crate::{
     },
     services::{
         self, Limits,
-        peer::{PeerOptions, PeerTransport},
+        peer::{LinkLab, PeerOptions, PeerTransport},
     },
     storage::{Bootstrap, DataDir},
 };
@@ -83,10 +83,14 @@ impl Server {
         let spans = Spans::open(&config)?;
         let addresses = bound.addresses;
         let metrics = Metrics::new();
-        let opening = (config.clone(), metrics.clone(), certificates.peer.clone());
+        let lab = config.lab.then(Arc::<LinkLab>::default);
+        if lab.is_some() {
+            tracing::warn!(node = %config.id, "clients may break this node's links (--lab)");
+        }
+        let opening = (config.clone(), metrics.clone(), certificates.peer.clone(), lab.clone());
         // Recovery reads the whole log, which may take long.
         let opened = tokio::task::spawn_blocking(move || {
-            open(&opening.0, data, addresses, opening.1, opening.2)
+            open(&opening.0, data, addresses, opening.1, opening.2, opening.3)
         });
         let (running, transport) =
             opened.await.map_err(|error| Error::Start(error.to_string()))??;
@@ -104,7 +108,7 @@ impl Server {
         let layer =
             |ending| RequestLayer::new(metrics.clone(), ending, config.slow_request, spans.clone());
         let limits = (config.limits, config.connections);
-        let parts = (layer, spans.clone(), metrics.clone());
+        let parts = (layer, spans.clone(), metrics.clone(), lab);
         Ok(Self::serve(bound, running, transport, parts, certificates, limits).await)
     }
 
@@ -112,7 +116,12 @@ impl Server {
         bound: Bound,
         running: Running,
         transport: Arc<PeerTransport>,
-        (layer, spans, metrics): (impl FnOnce(Ending) -> RequestLayer, Spans, Metrics),
+        (layer, spans, metrics, lab): (
+            impl FnOnce(Ending) -> RequestLayer,
+            Spans,
+            Metrics,
+            Option<Arc<LinkLab>>,
+        ),
         certificates: Certificates,
         (limits, connections): (Limits, ConnectionLimits),
     ) -> Self {
@@ -126,6 +135,7 @@ impl Server {
             Arc::clone(&transport),
             ending.streams.clone(),
             limits,
+            lab,
         );
         let layer = layer(ending.clone());
         let (client_options, peer_options) = certificates.options(connections, &metrics);
@@ -262,6 +272,7 @@ fn open(
     addresses: Addresses,
     metrics: Metrics,
     tls: Option<Arc<Tls>>,
+    lab: Option<Arc<LinkLab>>,
 ) -> Result<(Running, Arc<PeerTransport>), Error> {
     let directory = Arc::new(directory(config, &data, addresses));
     let options = PeerOptions {
@@ -269,6 +280,7 @@ fn open(
         snapshot_rate: config.snapshot_rate,
         metrics: metrics.clone(),
         tls,
+        lab,
     };
     let transport = PeerTransport::new(Arc::clone(&directory), options);
     let running = node::start(NodeOptions {

@@ -117,6 +117,8 @@ pub struct Config {
     pub keepalive_interval: Duration,
     /// How long it may leave the probe unanswered; 1 s to 1 h.
     pub keepalive_timeout: Duration,
+    /// Lets clients break this node's links to its peers on purpose; every address must be loopback.
+    pub lab: bool,
 }
 
 impl Default for Config {
@@ -162,6 +164,7 @@ impl Default for Config {
             handshake_timeout: Duration::from_secs(5),
             keepalive_interval: Duration::from_secs(20),
             keepalive_timeout: Duration::from_secs(10),
+            lab: false,
         }
     }
 }
@@ -192,6 +195,7 @@ pub struct ValidConfig {
     pub(crate) tls: Option<TlsFiles>,
     pub(crate) peer_tls: Option<PeerTls>,
     pub(crate) connections: ConnectionLimits,
+    pub(crate) lab: bool,
 }
 
 /// Why a configuration was refused. Each text names the setting and what it must be.
@@ -289,6 +293,7 @@ impl Config {
             tls,
             peer_tls,
             connections,
+            lab: self.lab,
         })
     }
 
@@ -354,6 +359,13 @@ impl Config {
                 "{address} is not loopback and {why}; pass --insecure-listen to accept that"
             );
             return refuse(setting, why);
+        }
+        if !address.ip().is_loopback() && self.lab {
+            let why = format!(
+                "whoever reaches a node with faults on purpose can break it, and {setting} \
+                 {address} is not loopback"
+            );
+            return refuse("--lab", why);
         }
         Ok(address)
     }
@@ -475,6 +487,24 @@ mod tests {
         let mut config = good();
         config.peer_listen = "127.9.9.9:0".to_owned();
         config.validate().expect("all of 127.0.0.0/8 is loopback");
+    }
+
+    #[test]
+    fn faults_on_purpose_stay_on_this_machine() {
+        let open = "0.0.0.0:7401".to_owned();
+        let at: [fn(&mut Config, String); 3] = [
+            |c, open| c.listen = open,
+            |c, open| c.peer_listen = open,
+            |c, open| c.admin_listen = open,
+        ];
+        for set in at {
+            let why = refusal(|c| {
+                (c.lab, c.insecure_listen) = (true, true);
+                set(c, open.clone());
+            });
+            assert!(why.starts_with("--lab") && why.contains("0.0.0.0:7401"), "{why}");
+        }
+        assert!(Config { lab: true, ..good() }.validate().is_ok());
     }
 
     #[test]

@@ -106,6 +106,8 @@ pub struct Settings {
     /// [`Config::keepalive_timeout`], such as `10s`.
     #[serde(deserialize_with = "duration_text")]
     pub keepalive_timeout: Option<Duration>,
+    /// [`Config::lab`].
+    pub lab: Option<bool>,
 }
 
 macro_rules! first {
@@ -151,7 +153,7 @@ impl Settings {
             otlp_endpoint, calls_max, waits_max, streams_max, tls_cert, tls_key, tls_client_ca,
             peer_tls_cert, peer_tls_key, peer_tls_ca, peer_tls_name, connections_max,
             peer_connections_max, streams_per_connection_max, message_bytes_max, header_bytes_max,
-            handshake_timeout, keepalive_interval, keepalive_timeout)
+            handshake_timeout, keepalive_interval, keepalive_timeout, lab)
     }
 
     /// This layer on top of the defaults.
@@ -165,7 +167,7 @@ impl Settings {
             otlp_endpoint, calls_max, waits_max, streams_max, tls_cert, tls_key, tls_client_ca,
             peer_tls_cert, peer_tls_key, peer_tls_ca, peer_tls_name, connections_max,
             peer_connections_max, streams_per_connection_max, message_bytes_max, header_bytes_max,
-            handshake_timeout, keepalive_interval, keepalive_timeout)
+            handshake_timeout, keepalive_interval, keepalive_timeout, lab)
     }
 }
 

@@ -67,7 +67,8 @@ pub(crate) enum Kind {
     Wait,
     /// Streams as long as the caller listens.
     Stream,
-    /// Not of ours: health and reflection.
+    /// None of the product's: health, reflection and the lab, which must answer when all else is
+    /// refused.
     Foreign,
 }
 
@@ -80,6 +81,7 @@ impl Kind {
             return Self::Foreign;
         };
         match (service, method) {
+            ("lab.v1.LabService", _) => Self::Foreign,
             ("lock.v1.LockService", "Acquire") => Self::Wait,
             (_, "Watch" | "Subscribe" | "KeepAlive" | "PutStream") => Self::Stream,
             ("event.v1.EventService", "Read") | ("cluster.v1.ClusterService", "SaveSnapshot") => {

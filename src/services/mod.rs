@@ -13,6 +13,7 @@ mod event;
 mod gate;
 mod health;
 mod kv;
+mod lab;
 mod lock;
 pub mod peer;
 mod put_stream;

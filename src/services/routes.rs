@@ -13,7 +13,7 @@ use crate::{
         cluster::v1::cluster_service_server::ClusterServiceServer,
         discovery::v1::discovery_service_server::DiscoveryServiceServer,
         event::v1::event_service_server::EventServiceServer,
-        kv::v1::kv_service_server::KvServiceServer,
+        kv::v1::kv_service_server::KvServiceServer, lab::v1::lab_service_server::LabServiceServer,
         lock::v1::lock_service_server::LockServiceServer,
         session::v1::session_service_server::SessionServiceServer,
     },
@@ -25,7 +25,9 @@ use crate::{
         gate::{self, Gate, Limits},
         health::{self, Health},
         kv::Kv,
+        lab::{self, Lab},
         lock::Locks,
+        peer::LinkLab,
         reflection,
         session::Sessions,
     },
@@ -46,13 +48,15 @@ impl fmt::Debug for ClientSide {
 }
 
 /// Puts the services of a node behind the gate. Cancelling `drain` ends all streams and refuses new
-/// calls; calls under way end by themselves.
+/// calls; calls under way end by themselves. With a `lab`, clients may add faults to it; without one
+/// that service is not there.
 #[must_use]
 pub fn client_side<P: Peers>(
     node: Handle,
     peers: Arc<P>,
     drain: CancellationToken,
     limits: Limits,
+    lab: Option<Arc<LinkLab>>,
 ) -> ClientSide {
     let gate = Arc::new(Gate::new(limits, drain.clone()));
     let context = Context { node, drain };
@@ -65,14 +69,20 @@ pub fn client_side<P: Peers>(
                 .max_encoding_message_size(usize::MAX)
         };
     }
-    let routes = Routes::new(server!(KvServiceServer, Kv(context.clone())))
+    let faults = lab.map(|lab| Lab::new(context.node.directory().node_id, lab));
+    let mut routes = Routes::new(server!(KvServiceServer, Kv(context.clone())))
         .add_service(server!(LockServiceServer, Locks(context.clone())))
         .add_service(server!(DiscoveryServiceServer, Discovery(context.clone())))
         .add_service(server!(EventServiceServer, EventStreams(context.clone())))
         .add_service(server!(SessionServiceServer, Sessions(context.clone())))
         .add_service(server!(ClusterServiceServer, Cluster::new(context, peers)))
         .add_service(health_service);
-    let router = reflection::add(routes, &health::SERVICES).into_axum_router();
+    let mut services = health::SERVICES.to_vec();
+    if let Some(faults) = faults {
+        routes = routes.add_service(LabServiceServer::new(faults));
+        services.push(lab::SERVICE);
+    }
+    let router = reflection::add(routes, &services).into_axum_router();
     let router = router.layer(from_fn_with_state(gate, gate::pass));
     ClientSide { routes: Routes::from(router).prepare(), health: Health::new(reporter) }
 }

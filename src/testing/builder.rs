@@ -15,11 +15,19 @@ pub struct ClusterBuilder {
     pub(super) settings: String,
     pub(super) restore: Option<PathBuf>,
     pub(super) tls: bool,
+    pub(super) lab: bool,
 }
 
 impl ClusterBuilder {
     pub(super) const fn new(nodes: u8) -> Self {
-        Self { nodes, program: None, settings: String::new(), restore: None, tls: false }
+        Self {
+            nodes,
+            program: None,
+            settings: String::new(),
+            restore: None,
+            tls: false,
+            lab: false,
+        }
     }
 
     /// Runs this binary, a process a node, instead of nodes inside the test's process.
@@ -52,6 +60,13 @@ impl ClusterBuilder {
         self
     }
 
+    /// Permits [`Cluster::break_link`] and its like.
+    #[must_use]
+    pub const fn lab(mut self) -> Self {
+        self.lab = true;
+        self
+    }
+
     /// Starts the nodes and waits until one leads and all are ready.
     ///
     /// # Panics
@@ -59,7 +74,8 @@ impl ClusterBuilder {
     pub async fn start(self) -> Cluster {
         assert!((1..=NODES_MAX).contains(&self.nodes), "a cluster has 1 to {NODES_MAX} nodes");
         let read = Settings::from_toml(&self.settings);
-        let settings = read.unwrap_or_else(|error| panic!("the cluster's settings: {error}"));
+        let mut settings = read.unwrap_or_else(|error| panic!("the cluster's settings: {error}"));
+        settings.lab = Some(self.lab);
         Cluster::begin(self, settings).await
     }
 }

@@ -12,12 +12,13 @@ use rustix::process::Signal;
 use tokio::time::{Instant, interval, timeout};
 
 use crate::{
-    client::{Client, Tls},
+    client::{Client, Error, Tls},
     lab::{
         certificates::{Certificates, NodeFiles},
         probe,
         process::{NodeProcess, NodeSpec},
     },
+    pb::lab::v1::{LinkFault, ListLinkFaultsResponse},
     server::{Config, Readiness, Settings},
     testing::{ClusterBuilder, addresses, in_process::InProcess},
     types::Duration,
@@ -25,6 +26,9 @@ use crate::{
 
 /// How long to wait for anything; ten times what a slow machine needs.
 const LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a node may take to clear its link faults.
+const HEAL_LIMIT: Duration = Duration::from_secs(5);
 
 /// How often the nodes are asked while something is waited for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
@@ -87,6 +91,9 @@ impl Cluster {
             let file = dir.join("settings.toml");
             fs::write(&file, &builder.settings).expect("the cluster's directory can be written");
             flags = vec!["--config".to_owned(), file.display().to_string()];
+        }
+        if builder.program.is_some() && builder.lab {
+            flags.push("--lab".to_owned());
         }
         let reserved = addresses::reserve(builder.nodes);
         let host = reserved[0].client.ip().to_string();
@@ -187,6 +194,12 @@ impl Cluster {
         !matches!(self.member(id).state, State::Down)
     }
 
+    /// Whether a node is paused.
+    #[must_use]
+    pub fn is_paused(&self, id: u64) -> bool {
+        matches!(self.member(id).state, State::Process { paused: true, .. })
+    }
+
     /// Kills a node: SIGKILL for a process; inside this process every task of it is dropped where
     /// it stands. One that is down stays down.
     pub async fn kill(&mut self, id: u64) {
@@ -251,6 +264,39 @@ impl Cluster {
     /// As [`Cluster::pause`].
     pub fn resume(&mut self, id: u64) {
         self.signal_pause(id, false);
+    }
+
+    /// Breaks a node's link to a peer in one direction for `lease`, and returns the fault's number
+    /// at the node. Meant for clusters built with [`ClusterBuilder::lab`].
+    ///
+    /// # Errors
+    /// Where the node does not answer or refuses the fault.
+    pub async fn break_link(
+        &self,
+        id: u64,
+        fault: LinkFault,
+        lease: Duration,
+    ) -> Result<u64, Error> {
+        Ok(self.client_at(id).lab().add_link_fault(fault, lease).await?.fault_id)
+    }
+
+    /// Takes all link faults of all nodes away that run and answer. Faults of the others end with
+    /// their leases.
+    pub async fn heal_links(&self) {
+        for id in self.ids() {
+            if self.is_running(id) && !self.is_paused(id) {
+                let client = self.client_at(id).with_timeout(HEAL_LIMIT);
+                let _asleep = client.lab().clear_link_faults(&[]).await;
+            }
+        }
+    }
+
+    /// The link faults of a node, and what faults did there since it started.
+    ///
+    /// # Errors
+    /// Where the node does not answer.
+    pub async fn link_faults(&self, id: u64) -> Result<ListLinkFaultsResponse, Error> {
+        self.client_at(id).lab().link_faults().await
     }
 
     /// Waits until a node leads and a majority of all nodes follows it in its term. Returns its id.

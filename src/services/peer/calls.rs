@@ -31,7 +31,7 @@ pub(super) fn send(shared: &Arc<Shared>, to: NodeId, group: GroupId, message: Me
     let (shared, inbox) = (Arc::clone(shared), Arc::clone(&started.inbox));
     let (tasks, stop) = (shared.tasks.clone(), shared.stop.clone());
     let call = async move {
-        let outcome = timeout(CALL_TIMEOUT, call(&shared, &*inbox, to, group, message, channel));
+        let outcome = timeout(CALL_TIMEOUT, call(&shared, &inbox, to, group, message, channel));
         let outcome = outcome.await.unwrap_or_else(|_| Err("it does not answer".to_owned()));
         if let Err(reason) = outcome {
             debug!(peer = %to, reason, "call failed");
@@ -44,7 +44,7 @@ pub(super) fn send(shared: &Arc<Shared>, to: NodeId, group: GroupId, message: Me
 
 async fn call(
     shared: &Shared,
-    inbox: &dyn Inbox,
+    inbox: &Arc<dyn Inbox>,
     to: NodeId,
     group: GroupId,
     message: Message,
@@ -53,7 +53,7 @@ async fn call(
     match message {
         Message::VoteRequest(request) => {
             let vote = vote(shared, to, group, &request, channel).await?;
-            inbox.deliver(to, group, vote);
+            shared.deliver(inbox, to, group, vote);
         }
         Message::TimeoutNow(order) => {
             let directory = &shared.directory;

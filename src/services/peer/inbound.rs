@@ -9,7 +9,10 @@ use std::{
     },
 };
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    select,
+    sync::{mpsc, oneshot},
+};
 use tonic::{Status, Streaming};
 use tracing::{debug, warn};
 
@@ -23,7 +26,7 @@ use crate::{
     wire::raft as wire,
 };
 
-use super::{inbox::Inbox, lanes::numbers, link::lock, transport::Shared};
+use super::{faults::Way, inbox::Inbox, lanes::numbers, link::lock, transport::Shared};
 
 /// Answers that may wait for one stream. Those to appends are cumulative, so one lost is made up
 /// for by the next.
@@ -129,14 +132,16 @@ impl Answers {
     }
 }
 
-/// Reads one stream of appends or heartbeats until it ends.
+/// Reads one stream of appends or heartbeats until it ends. `named` is who says that it opened it;
+/// only the lab asks.
 pub(super) async fn appends(
     shared: Arc<Shared>,
     inbox: Arc<dyn Inbox>,
+    named: Option<NodeId>,
     mut requests: Streaming<AppendEntriesRequest>,
     answers: mpsc::Sender<AppendAnswer>,
 ) {
-    let Some(first) = next(&shared, &mut requests).await else { return };
+    let Some(first) = next(&shared, named, &mut requests).await else { return };
     let from = match shared.directory.check(first.identity.as_ref()) {
         Ok(from) => from,
         Err(reason) => {
@@ -144,6 +149,9 @@ pub(super) async fn appends(
             return;
         }
     };
+    if shared.turns_away(from, Way::From) {
+        return;
+    }
     let kind = if first.heartbeat { Kind::Heartbeats } else { Kind::Entries };
     let number = shared.answers.open_append(from, kind, answers.clone());
     let mut request = first;
@@ -155,13 +163,13 @@ pub(super) async fn appends(
             Err(format!("a message on the stream of node {from} comes from another node"))
         };
         match parsed {
-            Ok((group, message)) => inbox.deliver(from, group, message),
+            Ok((group, message)) => shared.deliver(&inbox, from, group, message),
             Err(reason) => {
                 refuse(&shared, &*inbox, request.identity.as_ref(), reason, &answers).await;
                 break;
             }
         }
-        match next(&shared, &mut requests).await {
+        match next(&shared, Some(from), &mut requests).await {
             Some(next) => request = next,
             None => break,
         }
@@ -201,9 +209,12 @@ pub(super) async fn forwards(
     loop {
         request.identity = None;
         if request != ForwardRequest::default() {
-            inbox.forwarded(from, request);
+            match &shared.options.lab {
+                None => inbox.forwarded(from, request),
+                Some(lab) => lab.forwarded(&inbox, from, request),
+            }
         }
-        match next(&shared, &mut requests).await {
+        match next(&shared, Some(from), &mut requests).await {
             Some(next) => request = next,
             None => break,
         }
@@ -211,9 +222,23 @@ pub(super) async fn forwards(
     shared.answers.close_forward(from, number);
 }
 
-/// The next message, unless the stream ends, breaks or the transport stops.
-pub(super) async fn next<T>(shared: &Shared, requests: &mut Streaming<T>) -> Option<T> {
-    match shared.stop.run_until_cancelled(requests.message()).await? {
+/// The next message, unless the stream ends, breaks or the transport stops, or the lab cuts the link
+/// to the peer that sends it.
+pub(super) async fn next<T>(
+    shared: &Shared,
+    from: Option<NodeId>,
+    requests: &mut Streaming<T>,
+) -> Option<T> {
+    let message = async {
+        let Some(from) = from.filter(|_| shared.options.lab.is_some()) else {
+            return Some(requests.message().await);
+        };
+        select! {
+            () = shared.cut(from, Way::From) => None,
+            message = requests.message() => Some(message),
+        }
+    };
+    match shared.stop.run_until_cancelled(message).await?? {
         Ok(message) => message,
         Err(status) => {
             debug!(node = %shared.directory.node_id, %status, "stream broke");

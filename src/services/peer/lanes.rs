@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
-use tonic::{Code, Response, Status, Streaming, transport::Channel};
+use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -29,6 +29,7 @@ use crate::{
 use super::{
     batch::Batches,
     channel::{Backoff, client, connect},
+    faults::{Kind, Line, Way},
     inbox::Inbox,
     link::{APPENDS_MAX, FORWARDS_MAX, HEARTBEATS_MAX, Link},
     transport::Shared,
@@ -39,6 +40,12 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connection that stood this long was a good one: the next attempt comes soon.
 const STEADY: Duration = Duration::from_secs(1);
+
+/// The metadata in which a node with a lab names itself when it opens a stream.
+pub(super) const NODE_METADATA: &str = "quorate-node";
+
+/// What a lane says of itself that the lab cut.
+const CUT: &str = "the lab cut the link";
 
 /// A kind of traffic with a connection of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +83,7 @@ impl LaneTask {
             let (mut up, began) = (false, Instant::now());
             let ended = select! {
                 () = self.shared.stop.cancelled() => None,
+                () = self.shared.cut(self.link.peer, Way::To) => Some(Err(CUT.to_owned())),
                 ended = self.attempt(&mut up) => Some(ended),
             };
             self.close(up);
@@ -110,7 +118,7 @@ impl LaneTask {
         self.handshake(&mut client).await?;
         let (sender, queue) = mpsc::channel(HEARTBEATS_MAX);
         self.link.heartbeats.open(sender);
-        let answers = opened(client.append_entries(self.requests(queue))).await?;
+        let answers = opened(client.append_entries(self.named(queue))).await?;
         self.link.set_control(Some(channel));
         *up = true;
         info!(node = %self.shared.directory.node_id, peer = %self.link.peer, "peer connected");
@@ -122,7 +130,7 @@ impl LaneTask {
         // The queue opens first: what is sent while the stream opens is not lost.
         let (sender, queue) = mpsc::channel(APPENDS_MAX);
         self.link.appends.open(sender);
-        let answers = opened(client(channel).append_entries(self.requests(queue))).await?;
+        let answers = opened(client(channel).append_entries(self.named(queue))).await?;
         *up = true;
         self.deliver(answers).await
     }
@@ -137,7 +145,10 @@ impl LaneTask {
         self.link.forwards.open(sender);
         *up = true;
         while let Some(answer) = answers.message().await.map_err(|status| text(&status))? {
-            self.inbox.answered(self.link.peer, answer);
+            match &self.shared.options.lab {
+                None => self.inbox.answered(self.link.peer, answer),
+                Some(lab) => lab.answered(&self.inbox, self.link.peer, answer),
+            }
         }
         Ok(())
     }
@@ -150,6 +161,9 @@ impl LaneTask {
             client_address: directory.client_address.clone(),
             peer_address: directory.peer_address.clone(),
         };
+        if !self.shared.hold(Line::to(peer, Kind::Control)).await {
+            return Err("the lab lost the handshake".to_owned());
+        }
         let answer = match timeout(OPEN_TIMEOUT, client.handshake(request)).await {
             Ok(Ok(answer)) => answer.into_inner(),
             Ok(Err(status)) => {
@@ -169,6 +183,20 @@ impl LaneTask {
         self.shared.identity_accepted(peer);
         learn_client_address(&self.shared, peer, &answer.client_address);
         Ok(())
+    }
+
+    /// The request that opens a stream of appends. The lab of the other side has to know at once
+    /// whose it is: a stream may be silent for long.
+    fn named(
+        &self,
+        queue: mpsc::Receiver<(GroupId, Message)>,
+    ) -> Request<impl Stream<Item = AppendEntriesRequest> + use<>> {
+        let mut request = Request::new(self.requests(queue));
+        if self.shared.options.lab.is_some() {
+            let me = self.shared.directory.node_id.value().into();
+            request.metadata_mut().insert(NODE_METADATA, me);
+        }
+        request
     }
 
     /// A queue as the stream of requests; the first carries the whole identity.
@@ -207,7 +235,7 @@ impl LaneTask {
                 introduced = true;
             }
             let (group, message) = wire::append_response_from_pb(&answer)?;
-            self.inbox.deliver(peer, group, message);
+            self.shared.deliver(&self.inbox, peer, group, message);
         }
         Ok(())
     }

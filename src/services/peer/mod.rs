@@ -9,8 +9,10 @@
 mod batch;
 mod calls;
 mod channel;
+pub(crate) mod faults;
 mod inbound;
 mod inbox;
+mod lab;
 mod lanes;
 mod link;
 mod rate;
@@ -24,5 +26,6 @@ mod tests;
 
 pub use channel::server_builder;
 pub use inbox::Inbox;
+pub use lab::LinkLab;
 pub use service::PeerService;
 pub use transport::{PeerOptions, PeerTransport};

@@ -26,9 +26,10 @@ use crate::{
 
 use super::{
     batch::Batches,
+    faults::{Kind, Line, Way},
     inbound::{self, ANSWERS_MAX},
     inbox::Inbox,
-    lanes::learn_client_address,
+    lanes::{NODE_METADATA, learn_client_address},
     snapshot_in,
     transport::{CLUSTER_ID_METADATA, Shared},
 };
@@ -62,7 +63,7 @@ impl PeerService {
 
     async fn vote(
         &self,
-        inbox: &dyn Inbox,
+        inbox: &Arc<dyn Inbox>,
         request: &RequestVoteRequest,
     ) -> Result<RequestVoteResponse, Status> {
         let identity = self.identity(request.identity.as_ref());
@@ -88,7 +89,10 @@ impl PeerService {
                 });
             }
         };
-        inbox.deliver(from, group, Message::VoteRequest(vote));
+        if self.shared.turns_away(from, Way::From) {
+            return Err(cut());
+        }
+        self.shared.deliver(inbox, from, group, Message::VoteRequest(vote));
         let mut parked = parked;
         let answer = timeout(VOTE_WAIT, &mut parked.answer);
         match self.shared.stop.run_until_cancelled(answer).await {
@@ -98,6 +102,11 @@ impl PeerService {
             _ => Err(Status::deadline_exceeded("the vote was not decided in time")),
         }
     }
+}
+
+/// What a peer is told that the lab turns away.
+fn cut() -> Status {
+    Status::unavailable("the lab cut the link")
 }
 
 #[tonic::async_trait]
@@ -112,7 +121,7 @@ impl RaftService for PeerService {
         request: Request<RequestVoteRequest>,
     ) -> Result<Response<RequestVoteResponse>, Status> {
         let inbox = self.inbox()?;
-        self.vote(&*inbox, request.get_ref()).await.map(Response::new)
+        self.vote(&inbox, request.get_ref()).await.map(Response::new)
     }
 
     async fn append_entries(
@@ -122,7 +131,10 @@ impl RaftService for PeerService {
         let inbox = self.inbox()?;
         let (sender, answers) = mpsc::channel(ANSWERS_MAX);
         let shared = Arc::clone(&self.shared);
-        self.shared.tasks.spawn(inbound::appends(shared, inbox, request.into_inner(), sender));
+        let named = request.metadata().get(NODE_METADATA);
+        let named = named.and_then(|id| id.to_str().ok()?.parse().ok()).map(NodeId::new);
+        let requests = request.into_inner();
+        self.shared.tasks.spawn(inbound::appends(shared, inbox, named, requests, sender));
         Ok(Response::new(ReceiverStream::new(answers)))
     }
 
@@ -150,7 +162,10 @@ impl RaftService for PeerService {
         });
         let accepted = match parsed {
             Ok((from, group, order)) => {
-                inbox.deliver(from, group, Message::TimeoutNow(order));
+                if self.shared.turns_away(from, Way::From) {
+                    return Err(cut());
+                }
+                self.shared.deliver(&inbox, from, group, Message::TimeoutNow(order));
                 true
             }
             Err(reason) => {
@@ -188,6 +203,10 @@ impl RaftService for PeerService {
             }
             refusal
         })?;
+        let kept = self.shared.hold(Line::from(from, Kind::Control)).await;
+        if !kept || self.shared.turns_away(from, Way::From) {
+            return Err(cut());
+        }
         learn_client_address(&self.shared, from, &request.client_address);
         if let Some(link) = self.shared.link(from) {
             link.nudge.notify_waiters();
@@ -203,12 +222,15 @@ impl RaftService for PeerService {
     ) -> Result<Response<Self::ForwardStream>, Status> {
         let inbox = self.inbox()?;
         let mut requests = request.into_inner();
-        let first = inbound::next(&self.shared, &mut requests).await.unwrap_or_default();
+        let first = inbound::next(&self.shared, None, &mut requests).await.unwrap_or_default();
         let from = self
             .shared
             .directory
             .check(first.identity.as_ref())
             .map_err(Status::failed_precondition)?;
+        if self.shared.turns_away(from, Way::From) {
+            return Err(cut());
+        }
         let (sender, answers) = mpsc::channel(ANSWERS_MAX);
         let shared = Arc::clone(&self.shared);
         let reader = inbound::forwards(shared, inbox, from, first, requests, sender);
@@ -218,8 +240,12 @@ impl RaftService for PeerService {
 
     async fn node_status(
         &self,
-        _: Request<NodeStatusRequest>,
+        request: Request<NodeStatusRequest>,
     ) -> Result<Response<NodeStatusResponse>, Status> {
+        let from = request.get_ref().identity.as_ref().map_or(0, |identity| identity.from_node);
+        if !self.shared.hold(Line::from(NodeId::new(from), Kind::Control)).await {
+            return Err(cut());
+        }
         let status = self.inbox()?.status().encode_to_vec().into();
         Ok(Response::new(NodeStatusResponse { status }))
     }

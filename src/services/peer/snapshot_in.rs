@@ -16,6 +16,7 @@ use std::{
 use tokio::{
     fs::File,
     io::{AsyncWriteExt as _, BufWriter},
+    select,
     sync::{Mutex as AsyncMutex, mpsc, watch},
     time::{Instant, sleep_until, timeout},
 };
@@ -31,7 +32,14 @@ use crate::{
     types::{Duration, LogIndex, LogTime, NodeId, Term},
 };
 
-use super::{inbound, inbox::Inbox, lanes::text, link::lock, transport::Shared};
+use super::{
+    faults::{Kind, Line, Way},
+    inbound,
+    inbox::Inbox,
+    lanes::text,
+    link::lock,
+    transport::Shared,
+};
 
 /// Answers that may wait for the sender. They are cumulative, so one lost is made up for.
 pub(super) const ANSWERS_MAX: usize = 16;
@@ -55,7 +63,7 @@ pub(super) async fn receive(
     mut chunks: Streaming<InstallSnapshotRequest>,
     answers: Answers,
 ) {
-    let head = inbound::next(&shared, &mut chunks).await.unwrap_or_default();
+    let head = inbound::next(&shared, None, &mut chunks).await.unwrap_or_default();
     let from = head.identity.as_ref().map_or(0, |identity| identity.from_node);
     let back = Back { shared: &shared, inbox: &*inbox, to: NodeId::new(from), answers: &answers };
     let outcome = take(&back, Arc::clone(&inbox), &head, &mut chunks).await;
@@ -67,8 +75,10 @@ pub(super) async fn receive(
         }
         Err(End::Broken(status)) => Err(status),
     };
-    // Where the sender is gone already there is nobody to tell.
-    let _ = answers.send(last).await;
+    if shared.hold(Line::to(NodeId::new(from), Kind::SnapshotAnswer)).await {
+        // Where the sender is gone already there is nobody to tell.
+        let _ = answers.send(last).await;
+    }
 }
 
 /// The way back to the sender.
@@ -91,7 +101,17 @@ impl Back<'_> {
 
     /// Says which chunk is wanted next. Never waits.
     fn want(&self, sequence: u64) {
-        let _ = self.answers.try_send(Ok(self.answer(sequence)));
+        let answer = self.answer(sequence);
+        match &self.shared.options.lab {
+            None => {
+                let _ = self.answers.try_send(Ok(answer));
+            }
+            Some(lab) => {
+                let (line, answers) =
+                    (Line::to(self.to, Kind::SnapshotAnswer), self.answers.clone());
+                lab.carry(line, move || answers.try_send(Ok(answer.clone())).is_ok());
+            }
+        }
     }
 }
 
@@ -166,7 +186,7 @@ async fn keep_chunks(
     }
     back.want(spool.next);
     while !spool.whole {
-        let chunk = match ended.run_until_cancelled(chunks.message()).await {
+        let chunk = match ended.run_until_cancelled(next_chunk(back, chunks)).await {
             Some(Ok(Some(chunk))) => chunk,
             Some(Ok(None)) => {
                 let words = format!("the stream ends early, before chunk {}", spool.next);
@@ -193,6 +213,24 @@ async fn keep_chunks(
         back.want(spool.next);
     }
     Ok(())
+}
+
+/// The sender's next chunk that the lab, where there is one, does not lose.
+async fn next_chunk(
+    back: &Back<'_>,
+    chunks: &mut Streaming<InstallSnapshotRequest>,
+) -> Result<Option<InstallSnapshotRequest>, Status> {
+    loop {
+        let chunk = select! {
+            () = back.shared.cut(back.to, Way::From) => {
+                return Err(Status::unavailable("the lab cut the link"));
+            }
+            chunk = chunks.message() => chunk?,
+        };
+        if chunk.is_none() || back.shared.hold(Line::from(back.to, Kind::Snapshot)).await {
+            return Ok(chunk);
+        }
+    }
 }
 
 fn check(chunk: &InstallSnapshotRequest, due: u64) -> Result<(), String> {

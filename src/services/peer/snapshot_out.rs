@@ -9,6 +9,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use tokio::{
+    select,
     sync::mpsc,
     task::spawn_blocking,
     time::{Instant, sleep_until, timeout},
@@ -26,6 +27,7 @@ use crate::{
 
 use super::{
     channel::{Backoff, client, connect},
+    faults::{Fate, Kind, Line, Way},
     lanes::text,
     transport::Shared,
 };
@@ -121,6 +123,8 @@ struct Outgoing<'a> {
     all_made: bool,
     /// When the next chunk may go, once it is paid for.
     due: Option<Instant>,
+    /// Whether the lab loses it.
+    lost: bool,
     /// Since when nothing has moved, if it broke.
     stuck_since: Option<Instant>,
     /// Since when the receiver has all of it.
@@ -150,6 +154,7 @@ impl<'a> Outgoing<'a> {
             next: 0,
             all_made: false,
             due: None,
+            lost: false,
             stuck_since: None,
             whole_since: None,
         }
@@ -194,13 +199,13 @@ impl<'a> Outgoing<'a> {
             Ok(answers.map_err(|status| text(&status))?.into_inner())
         };
         let mut answers = patient(call).await?;
-        let first = next_answer(&mut answers).await?;
+        let first = next_answer(self.shared, self.to, &mut answers).await?;
         self.resume(&first)?;
         loop {
             let may_send = self.may_send();
-            tokio::select! {
+            select! {
                 biased;
-                answer = next_answer(&mut answers) => self.confirm(&answer?)?,
+                answer = next_answer(self.shared, self.to, &mut answers) => self.confirm(&answer?)?,
                 sent = self.send_next(&stream), if may_send => sent?,
             }
         }
@@ -279,6 +284,7 @@ impl<'a> Outgoing<'a> {
         let Chunk { data, last } = self.kept[at].clone();
         if self.due.is_none() {
             self.due = Some(Instant::now() + self.shared.pace_snapshot(data.len()));
+            self.judge_next();
         }
         if let Some(due) = self.due {
             sleep_until(due).await;
@@ -287,17 +293,30 @@ impl<'a> Outgoing<'a> {
             // The answers say why.
             return std::future::pending().await;
         };
-        self.shared.options.metrics.record_snapshot_chunk_sent(data.len());
-        place.send(InstallSnapshotRequest {
-            sequence: self.next,
-            crc32c: crc32c::crc32c(&data),
-            data,
-            done: last,
-            ..Default::default()
-        });
+        if !self.lost {
+            self.shared.options.metrics.record_snapshot_chunk_sent(data.len());
+            place.send(InstallSnapshotRequest {
+                sequence: self.next,
+                crc32c: crc32c::crc32c(&data),
+                data,
+                done: last,
+                ..Default::default()
+            });
+        }
         self.next += 1;
         self.due = None;
         Ok(())
+    }
+
+    /// Lets the lab, where there is one, delay the next chunk or lose it.
+    fn judge_next(&mut self) {
+        self.lost = false;
+        let Some(lab) = &self.shared.options.lab else { return };
+        match lab.judge(Line::to(self.to, Kind::Snapshot)) {
+            Fate::Passes => {}
+            Fate::Lost => self.lost = true,
+            Fate::Held { copies, .. } => self.due = self.due.max(Some(lab.deadline(copies[0]))),
+        }
     }
 }
 
@@ -310,13 +329,27 @@ fn ended(answer: &InstallSnapshotResponse) -> Result<(), End> {
     }
 }
 
+/// The receiver's next answer that the lab, where there is one, does not lose.
 async fn next_answer(
+    shared: &Shared,
+    from: NodeId,
     answers: &mut Streaming<InstallSnapshotResponse>,
 ) -> Result<InstallSnapshotResponse, String> {
     let answer = async {
-        match answers.message().await {
-            Ok(answer) => answer.ok_or_else(|| "the stream ended".to_owned()),
-            Err(status) => Err(text(&status)),
+        loop {
+            let message = select! {
+                () = shared.cut(from, Way::To) => return Err("the lab cut the link".to_owned()),
+                message = answers.message() => message,
+            };
+            match message {
+                Ok(Some(answer)) => {
+                    if shared.hold(Line::from(from, Kind::SnapshotAnswer)).await {
+                        return Ok(answer);
+                    }
+                }
+                Ok(None) => return Err("the stream ended".to_owned()),
+                Err(status) => return Err(text(&status)),
+            }
         }
     };
     patient(answer).await

@@ -1,6 +1,7 @@
 //! Transports over real TCP, each on a runtime of its own that can be dropped like a killed
 //! process, with a recorder in the node's place.
 
+mod faults;
 mod snapshots;
 
 use std::{
@@ -20,7 +21,7 @@ use tonic::{Code, transport::server::TcpIncoming};
 use uuid::Uuid;
 
 use super::{
-    Inbox, PeerOptions, PeerTransport,
+    Inbox, LinkLab, PeerOptions, PeerTransport,
     channel::{client, connect, server_builder},
 };
 use crate::{
@@ -126,17 +127,22 @@ struct Node {
 
 impl Node {
     fn start(directory: Directory, listener: TcpListener) -> Self {
-        Self::start_with(directory, listener, 0)
+        Self::start_with(directory, listener, 0, None)
     }
 
-    fn start_with(directory: Directory, listener: TcpListener, snapshot_rate: u64) -> Self {
+    fn start_with(
+        directory: Directory,
+        listener: TcpListener,
+        snapshot_rate: u64,
+        lab: Option<Arc<LinkLab>>,
+    ) -> Self {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (sender, events) = mpsc::unbounded_channel();
         let recorder = Arc::new(Recorder { events: sender, snapshots: Mutex::default() });
         let incoming_dir = TempDir::new().unwrap();
         let metrics = Metrics::new();
         let dir = incoming_dir.path().to_owned();
-        let options = PeerOptions { incoming_dir: dir, snapshot_rate, metrics, tls: None };
+        let options = PeerOptions { incoming_dir: dir, snapshot_rate, metrics, tls: None, lab };
         let (id, address) = (directory.node_id, listener.local_addr().unwrap());
         let transport = PeerTransport::new(Arc::new(directory), options);
 
@@ -255,10 +261,14 @@ fn directory(id: NodeId, cluster: u128, addresses: &[SocketAddr]) -> Directory {
 }
 
 async fn pair() -> (Node, Node) {
+    pair_with(|| None).await
+}
+
+async fn pair_with(lab: impl Fn() -> Option<Arc<LinkLab>>) -> (Node, Node) {
     let (first, second) = (listener(), listener());
     let addresses = [first.local_addr().unwrap(), second.local_addr().unwrap()];
-    let mut one = Node::start(directory(ONE, 1, &addresses), first);
-    let mut two = Node::start(directory(TWO, 1, &addresses), second);
+    let mut one = Node::start_with(directory(ONE, 1, &addresses), first, 0, lab());
+    let mut two = Node::start_with(directory(TWO, 1, &addresses), second, 0, lab());
     one.connected(TWO).await;
     two.connected(ONE).await;
     (one, two)

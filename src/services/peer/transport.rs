@@ -36,8 +36,10 @@ use crate::{
 use super::{
     calls,
     channel::MESSAGE_BYTES_MAX,
+    faults::{Kind, Line, Way},
     inbound::{Answers, Votes},
     inbox::{Inbox, NodeInbox},
+    lab::{LinkLab, kind_of},
     lanes::{Lane, LaneTask},
     link::{Link, lock},
     rate::Bucket,
@@ -67,6 +69,8 @@ pub struct PeerOptions {
     pub metrics: Metrics,
     /// The certificates for peers; without them peers are dialled in plaintext.
     pub tls: Option<Arc<Tls>>,
+    /// Faults on purpose; only where the node was started with `--lab`.
+    pub lab: Option<Arc<LinkLab>>,
 }
 
 /// The connections between this node and its peers.
@@ -124,6 +128,9 @@ impl PeerTransport {
                 shared.tasks.spawn(task.run(rng));
             }
         }
+        if let Some(lab) = &shared.options.lab {
+            shared.tasks.spawn(Arc::clone(lab).run(shared.stop.clone()));
+        }
         let started = Started { links, inbox, runtime: runtime::Handle::current() };
         shared.started.store(Some(Arc::new(started)));
     }
@@ -166,29 +173,20 @@ impl PeerTransport {
         deadline: Deadline,
     ) -> Result<NodeStatus, String> {
         let link = self.shared.link(node).ok_or_else(|| format!("node {node} is not a peer"))?;
+        if !self.shared.hold(Line::to(node, Kind::Control)).await {
+            return Err("the lab lost the question".to_owned());
+        }
         calls::node_status(&self.shared.directory, &link, deadline).await
     }
 }
 
 impl Transport for PeerTransport {
     fn send(&self, to: NodeId, group: GroupId, message: Message) {
-        let shared = &self.shared;
-        let kept = match message {
-            Message::VoteResponse(vote) => shared.votes.answer(vote),
-            Message::AppendResponse(answer) => {
-                shared.answers.append(&shared.directory, to, group, &answer)
-            }
-            Message::HeartbeatResponse(answer) => {
-                shared.answers.heartbeat(&shared.directory, to, group, &answer)
-            }
-            Message::Heartbeat(_) => {
-                shared.link(to).is_some_and(|link| link.heartbeats.offer((group, message)))
-            }
-            Message::AppendRequest(_) => {
-                shared.link(to).is_some_and(|link| link.appends.offer((group, message)))
-            }
-            Message::VoteRequest(_) | Message::TimeoutNow(_) => {
-                calls::send(shared, to, group, message)
+        let kept = match &self.shared.options.lab {
+            None => self.shared.send(to, group, message),
+            Some(lab) => {
+                let (line, shared) = (Line::to(to, kind_of(&message)), Arc::clone(&self.shared));
+                lab.carry(line, move || shared.send(to, group, message.clone()))
             }
         };
         if !kept {
@@ -201,11 +199,27 @@ impl Transport for PeerTransport {
     }
 
     fn forward(&self, to: NodeId, request: ForwardRequest) -> bool {
-        self.shared.link(to).is_some_and(|link| link.forwards.offer(request))
+        let offer = move |shared: &Shared, request| {
+            shared.link(to).is_some_and(|link| link.forwards.offer(request))
+        };
+        match &self.shared.options.lab {
+            None => offer(&self.shared, request),
+            Some(lab) => {
+                let shared = Arc::clone(&self.shared);
+                lab.carry(Line::to(to, Kind::Forward), move || offer(&shared, request.clone()))
+            }
+        }
     }
 
     fn answer(&self, to: NodeId, response: ForwardResponse) {
-        if !self.shared.answers.forward(to, response) {
+        let kept = match &self.shared.options.lab {
+            None => self.shared.answers.forward(to, response),
+            Some(lab) => {
+                let (line, shared) = (Line::to(to, Kind::ForwardAnswer), Arc::clone(&self.shared));
+                lab.carry(line, move || shared.answers.forward(to, response.clone()))
+            }
+        };
+        if !kept {
             debug!(peer = %to, "answer dropped");
         }
     }
@@ -249,6 +263,63 @@ impl fmt::Debug for Started {
 impl Shared {
     pub(super) fn link(&self, peer: NodeId) -> Option<Arc<Link>> {
         self.started.load().as_ref()?.links.get(&peer).cloned()
+    }
+
+    /// Sends a message on the lane of its kind. `false` where it is lost.
+    fn send(self: &Arc<Self>, to: NodeId, group: GroupId, message: Message) -> bool {
+        match message {
+            Message::VoteResponse(vote) => self.votes.answer(vote),
+            Message::AppendResponse(answer) => {
+                self.answers.append(&self.directory, to, group, &answer)
+            }
+            Message::HeartbeatResponse(answer) => {
+                self.answers.heartbeat(&self.directory, to, group, &answer)
+            }
+            Message::Heartbeat(_) => {
+                self.link(to).is_some_and(|link| link.heartbeats.offer((group, message)))
+            }
+            Message::AppendRequest(_) => {
+                self.link(to).is_some_and(|link| link.appends.offer((group, message)))
+            }
+            Message::VoteRequest(_) | Message::TimeoutNow(_) => {
+                calls::send(self, to, group, message)
+            }
+        }
+    }
+
+    /// Hands a message that has arrived to the node.
+    pub(super) fn deliver(
+        &self,
+        inbox: &Arc<dyn Inbox>,
+        from: NodeId,
+        group: GroupId,
+        message: Message,
+    ) {
+        match &self.options.lab {
+            None => inbox.deliver(from, group, message),
+            Some(lab) => lab.deliver(inbox, from, group, message),
+        }
+    }
+
+    /// Waits for as long as the lab delays a message. `false` where the lab loses it.
+    pub(super) async fn hold(&self, line: Line) -> bool {
+        match &self.options.lab {
+            None => true,
+            Some(lab) => lab.hold(line).await,
+        }
+    }
+
+    /// Whether the lab lets no connection through.
+    pub(super) fn turns_away(&self, peer: NodeId, way: Way) -> bool {
+        self.options.lab.as_ref().is_some_and(|lab| lab.turns_away(peer, way))
+    }
+
+    /// Waits until the lab cuts the connections of this way; for ever without one.
+    pub(super) async fn cut(&self, peer: NodeId, way: Way) {
+        match &self.options.lab {
+            None => std::future::pending().await,
+            Some(lab) => lab.cut(peer, way).await,
+        }
     }
 
     /// Pays for a chunk of a snapshot; says how long it must wait before it goes.

@@ -252,7 +252,7 @@ async fn one_snapshot_at_a_time_goes_to_a_peer_and_its_end_is_reported() {
 async fn a_limited_rate_changes_nothing_about_what_arrives() {
     let (first, second) = (listener(), listener());
     let addresses = [first.local_addr().unwrap(), second.local_addr().unwrap()];
-    let mut one = Node::start_with(directory(ONE, 1, &addresses), first, 4 << 20);
+    let mut one = Node::start_with(directory(ONE, 1, &addresses), first, 4 << 20, None);
     let two = Node::start(directory(TWO, 1, &addresses), second);
     one.connected(TWO).await;
     let chunks: Vec<Bytes> = (0..9).map(|n| vec![n; 256 << 10].into()).collect();
