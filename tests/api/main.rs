@@ -6,6 +6,7 @@
 mod cli;
 mod commands;
 mod grpcurl;
+mod lab;
 mod malformed;
 mod observability;
 mod overload;
