@@ -6,16 +6,16 @@ use std::sync::{Arc, mpsc::Receiver};
 use tokio::sync::oneshot;
 
 use crate::{
-    machine::{Applied, Head, Machine, MachineConfig, Space, View, store::StoreError},
+    machine::{Machine, MachineConfig, Space, View, store::StoreError},
     node::{
-        FeedHead, Published, SnapshotSource, Transport,
-        calls::is_internal,
+        SnapshotSource, Transport,
+        complete::{Callers, Learned, complete, feed_head, learn},
         install::Prepared,
         pending::{Marks, Settled},
-        replica::{AppliedReport, Event},
+        replica::Event,
         shared::{DriverInput, Shared},
     },
-    pb::command::v1::{Outcome, Reason, outcome},
+    pb::command::v1::Outcome,
     raft::{Entry, SendSnapshot},
     storage::{Step, reached},
     types::{GroupId, Instant},
@@ -75,83 +75,16 @@ impl Applier {
         let settled = self.shared.clock.now();
         self.shared.metrics.record_applied(entries.len(), settled.since(committed));
         let marks = Marks { committed, settled, ..Marks::default() };
-        let (head, leapt) = (applied.head.clone(), applied.leapt);
         let members = applied.changes.iter().any(|change| change.space == Space::Members);
-        let mut report = self.complete(applied, marks, |applied| {
-            let batch = Published {
-                revision_before: before.revision,
-                revision: head.revision,
-                position_before: before.position,
-                position: head.position,
-                changes: core::mem::take(&mut applied.changes),
-                events: core::mem::take(&mut applied.events),
-            };
-            if leapt {
-                self.shared.feed.installed(feed_head(&head));
-            } else {
-                self.shared.feed.publish(head.index, batch);
-            }
-        });
+        let (me, boot) = (self.shared.directory.node_id, self.shared.boot);
+        let mut callers = Waiting { shared: &self.shared, marks };
+        let mut report = complete(applied, &before, &self.shared.feed, (me, boot), &mut callers);
         if members {
             (report.founded, report.registered) = self.learn_members()?;
         }
         // The driver is gone only when the node stops.
         let _ = self.shared.driver.send(DriverInput::Event(Event::Applied(report)));
         Ok(())
-    }
-
-    /// Publishes, then completes the calls of this process: whoever gets an answer finds its
-    /// effect in the feed.
-    fn complete(
-        &self,
-        mut applied: Applied,
-        marks: Marks,
-        publish: impl FnOnce(&mut Applied),
-    ) -> AppliedReport {
-        publish(&mut applied);
-        let mut report = AppliedReport {
-            index: applied.head.index,
-            term: applied.head.term,
-            sessions: applied.sessions,
-            next_timer: applied.next_timer,
-            ..AppliedReport::default()
-        };
-        let ours = |origin: &crate::pb::command::v1::Origin| {
-            origin.node_id == self.shared.directory.node_id.value()
-                && origin.boot == self.shared.boot
-        };
-        for (origin, outcome) in applied.outcomes {
-            if !ours(&origin) {
-                continue;
-            }
-            report.completed.push(origin.sequence);
-            if is_internal(origin.sequence) {
-                self.notice_own(&outcome);
-                continue;
-            }
-            let granted = match &outcome.result {
-                Some(outcome::Result::Acquire(grant)) => Some(grant.name.clone()),
-                _ => None,
-            };
-            let outcome = Settled::Outcome(outcome);
-            let delivered = self.shared.pending.settle(origin.sequence, outcome, marks);
-            if let (Some(name), false) = (granted, delivered) {
-                report.undelivered.push((name, origin.sequence));
-            }
-        }
-        let parked = applied.parked.into_iter().filter(|(origin, _)| ours(origin));
-        let parked = parked.inspect(|(origin, _)| self.shared.pending.park(origin.sequence));
-        report.parked = parked.map(|(origin, session)| (origin.sequence, session)).collect();
-        report
-    }
-
-    /// The answer to a command of the node's own: a refused registration is the end (rule 20).
-    fn notice_own(&self, outcome: &Outcome) {
-        if let Some(outcome::Result::Refusal(refusal)) = &outcome.result
-            && refusal.reason() == Reason::WrongIdentity
-        {
-            self.shared.fail(refusal.message.clone());
-        }
     }
 
     /// Takes over what the log says of cluster and members. Returns whether the cluster is founded
@@ -218,10 +151,24 @@ impl Applier {
     }
 }
 
-/// Where the feed stands with a state that was not reached through it.
-fn feed_head(head: &Head) -> FeedHead {
-    let Head { index, revision, position, .. } = *head;
-    FeedHead { index, revision, position, installs: 0 }
+/// The calls of this process, completed as the entries that answer them are applied.
+struct Waiting<'a> {
+    shared: &'a Shared,
+    marks: Marks,
+}
+
+impl Callers for Waiting<'_> {
+    fn settle(&mut self, sequence: u64, outcome: Outcome) -> bool {
+        self.shared.pending.settle(sequence, Settled::Outcome(outcome), self.marks)
+    }
+
+    fn park(&mut self, sequence: u64) {
+        self.shared.pending.park(sequence);
+    }
+
+    fn refused_identity(&mut self, words: &str) {
+        self.shared.fail(words.to_owned());
+    }
 }
 
 /// Adds the entries of the jobs that wait already, up to a batch; returns the job that ends it.
@@ -237,31 +184,20 @@ fn gather(entries: &mut Vec<Entry>, jobs: &Receiver<ApplierJob>) -> Option<Appli
 
 /// Takes over what the state says of cluster and members into directory and identity.
 pub(crate) fn learn_members(view: &View, shared: &Shared) -> Result<(bool, bool), StoreError> {
-    let Some(cluster_id) = view.cluster_id()? else { return Ok((false, false)) };
-    let directory = &shared.directory;
-    match directory.cluster_id() {
-        Some(known) if known != cluster_id => {
-            shared.fail(format!(
-                "this data directory belongs to cluster {known}, the log to cluster {cluster_id}: \
-                 a foreign directory; start with the right --data-dir"
-            ));
+    match learn(view, &shared.directory)? {
+        Learned::Nothing => Ok((false, false)),
+        Learned::Foreign(words) => {
+            shared.fail(words);
+            Ok((true, false))
         }
-        Some(_) => {}
-        None => {
-            directory.found(cluster_id);
-            if let Err(error) = shared.data.set_cluster_id(cluster_id) {
-                return Err(StoreError(error.to_string()));
+        Learned::Members { founded_now, registered } => {
+            if let Some(cluster_id) = founded_now {
+                if let Err(error) = shared.data.set_cluster_id(cluster_id) {
+                    return Err(StoreError(error.to_string()));
+                }
+                tracing::info!(cluster = %cluster_id, "the cluster is founded");
             }
-            tracing::info!(cluster = %cluster_id, "the cluster is founded");
+            Ok((true, registered))
         }
     }
-    let members = view.members()?;
-    directory.registered(&members);
-    // A node that moved to other addresses registers again.
-    let current = members.iter().any(|member| {
-        member.node_id == directory.node_id.value()
-            && member.client_address == directory.client_address
-            && member.peer_address == directory.peer_address
-    });
-    Ok((true, current && directory.is_registered()))
 }

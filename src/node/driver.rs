@@ -16,6 +16,7 @@ use crate::{
     node::{
         Transport,
         applier::ApplierJob,
+        disk::Disk,
         linger::linger,
         pending::{Marks, Settled},
         places::{Sent, SentKind},
@@ -65,14 +66,6 @@ pub(crate) struct Proposed {
     last: LogIndex,
     entries: usize,
     at: Instant,
-}
-
-/// Watches how long the log's disk takes (rule 21).
-#[derive(Debug, Default)]
-pub(crate) struct Disk {
-    /// When each batch that is not synced yet was handed over.
-    waiting: VecDeque<Instant>,
-    stalled: bool,
 }
 
 impl Driver {
@@ -217,7 +210,7 @@ impl Driver {
         }
         let waiting = if self.proposed.is_empty() { 0 } else { status.last.since(status.commit) };
         metrics.set_queue(Queue::Replicate, waiting);
-        metrics.set_queue(Queue::Wal, self.disk.waiting.len() as u64);
+        metrics.set_queue(Queue::Wal, self.disk.waiting() as u64);
         metrics.set_queue(Queue::Calls, self.replica.open_calls() as u64);
     }
 
@@ -278,28 +271,5 @@ impl Driver {
                 tracing::info!(node, term, leader, "follows");
             }
         }
-    }
-}
-
-impl Disk {
-    fn handed_over(&mut self, now: Instant) {
-        self.waiting.push_back(now);
-    }
-
-    fn synced(&mut self, batches: u64) {
-        for _ in 0..batches {
-            self.waiting.pop_front();
-        }
-    }
-
-    /// Whether the disk has stalled since the last look, or has come back.
-    fn check(&mut self, now: Instant, timeout: crate::types::Duration) -> Option<bool> {
-        let stalled = self.waiting.front().is_some_and(|since| now.since(*since) >= timeout);
-        let changed = stalled != self.stalled;
-        self.stalled = stalled;
-        if changed {
-            tracing::warn!(stalled, "the log's disk");
-        }
-        changed.then_some(stalled)
     }
 }

@@ -7,7 +7,9 @@
 mod applier;
 mod calls;
 mod clock;
+mod complete;
 mod directory;
+mod disk;
 mod driver;
 mod feed;
 mod handle;

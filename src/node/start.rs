@@ -21,7 +21,8 @@ use crate::{
         Directory, Feed, FeedHead, Handle, RestoreError, Transport, Tuning,
         applier::{Applier, learn_members},
         clock::Clock,
-        driver::{Disk, Driver},
+        disk::Disk,
+        driver::Driver,
         pending::Pending,
         places::Places,
         replica::{Recovered, Replica, ReplicaConfig},
@@ -234,7 +235,7 @@ pub fn start(options: NodeOptions) -> Result<Running, Error> {
 
 /// Joins what the log and the state say. A state beyond the log, or one that the log contradicts,
 /// is a snapshot that was installed just before a crash: the log starts anew behind it.
-fn restore(
+pub(crate) fn restore(
     wal: &mut Wal,
     recovered: RecoveredGroup,
     head: &Head,

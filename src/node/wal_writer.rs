@@ -47,33 +47,21 @@ fn write_all(
     shared: &Arc<Shared>,
 ) -> Result<(), crate::storage::Error> {
     let (handed, mut handed_last) = (first.handed, first.handed);
-    let (mut hard, mut log) = (HardMark::default(), LogMark::default());
-    let (mut batches, mut entries, mut reset) = (0, 0, false);
+    let mut written = Written::default();
+    let mut batches = 0;
     let mut next = Some(first);
     while let Some(batch) = next {
         handed_last = batch.handed;
-        for job in batch.jobs {
-            match job {
-                WalJob::Append(append) => {
-                    hard = hard.max(append.hard_mark);
-                    log = log.max(append.log_mark);
-                    entries += append.entries.len();
-                    wal.append(GroupId::SYSTEM, &append)?;
-                    if append.reset_to.is_some() {
-                        reset = true;
-                        reached(Step::LogWritten);
-                    }
-                }
-                WalJob::Purge(start) => {
-                    wal.purge(GroupId::SYSTEM, start.index, start.term, start.time)?;
-                }
-            }
+        write(wal, batch.jobs, &mut written)?;
+        if written.reset {
+            reached(Step::LogWritten);
         }
         batches += 1;
         next = if batches < BATCHES_PER_SYNC_MAX { jobs.try_recv().ok() } else { None };
     }
     let (full, bytes) = (shared.clock.now(), wal.unsynced_bytes());
     wal.sync()?;
+    let Written { hard, log, entries, reset } = written;
     if reset {
         reached(Step::LogSynced);
     }
@@ -83,5 +71,40 @@ fn write_all(
     shared.metrics.observe_wal_batch(batch);
     // The driver is gone only when the node stops; then nobody needs to know.
     let _ = shared.driver.send(DriverInput::Synced { hard, log, batches });
+    Ok(())
+}
+
+/// What was written and waits for its sync.
+#[derive(Debug, Default)]
+pub(crate) struct Written {
+    /// How far terms and votes are durable with the sync.
+    pub(crate) hard: HardMark,
+    /// How far the log is.
+    pub(crate) log: LogMark,
+    pub(crate) entries: usize,
+    /// Whether the log begins anew behind a snapshot.
+    pub(crate) reset: bool,
+}
+
+/// Takes a turn's writes into the log's buffer, in their order (rule 16).
+pub(crate) fn write(
+    wal: &mut Wal,
+    jobs: Vec<WalJob>,
+    written: &mut Written,
+) -> Result<(), crate::storage::Error> {
+    for job in jobs {
+        match job {
+            WalJob::Append(append) => {
+                written.hard = written.hard.max(append.hard_mark);
+                written.log = written.log.max(append.log_mark);
+                written.entries += append.entries.len();
+                wal.append(GroupId::SYSTEM, &append)?;
+                written.reset |= append.reset_to.is_some();
+            }
+            WalJob::Purge(start) => {
+                wal.purge(GroupId::SYSTEM, start.index, start.term, start.time)?;
+            }
+        }
+    }
     Ok(())
 }
