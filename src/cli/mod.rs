@@ -22,6 +22,7 @@ mod node;
 mod run;
 mod service;
 mod show;
+mod sim;
 mod snapshot;
 mod status;
 mod table;

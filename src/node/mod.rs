@@ -5,11 +5,11 @@
 //! messages; services come in through [`Handle`], peers through [`Mailbox`].
 
 mod applier;
-mod calls;
+pub(crate) mod calls;
 mod clock;
-mod complete;
+pub(crate) mod complete;
 mod directory;
-mod disk;
+pub(crate) mod disk;
 mod driver;
 mod feed;
 mod handle;
@@ -17,16 +17,16 @@ mod install;
 mod lessor;
 mod linger;
 mod pending;
-mod places;
+pub(crate) mod places;
 mod proposal;
-mod replica;
+pub(crate) mod replica;
 mod restore;
 mod shared;
-mod space;
-mod start;
+pub(crate) mod space;
+pub(crate) mod start;
 mod transport;
 mod tuning;
-mod wal_writer;
+pub(crate) mod wal_writer;
 
 pub use directory::{Directory, Peer};
 pub use feed::{Feed, FeedHead, Published};

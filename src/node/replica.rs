@@ -234,6 +234,11 @@ impl Replica {
         &self.status
     }
 
+    /// The consensus core, for those who check it.
+    pub(crate) const fn raft(&self) -> &Raft {
+        &self.raft
+    }
+
     /// How many of this node's calls are open.
     pub(crate) fn open_calls(&self) -> usize {
         self.calls.len()

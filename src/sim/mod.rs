@@ -5,5 +5,15 @@
 //! checkers serve against real processes.
 
 pub mod checker;
+mod clock;
 pub mod history;
+mod invariants;
+pub mod plan;
+mod run;
+pub mod shrink;
+mod store;
 pub mod workload;
+mod world;
+
+pub use invariants::Broken;
+pub use run::{Counts, Report, run};

@@ -40,6 +40,14 @@ impl MemoryStore {
         state.rows = Arc::clone(&state.persisted);
     }
 
+    /// Another store with the same rows; they are copied only once one of the two changes.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let State { rows, persisted } = &*self.lock();
+        let (rows, persisted) = (Arc::clone(rows), Arc::clone(persisted));
+        Self { state: Mutex::new(State { rows, persisted }) }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // No code under the lock can leave the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

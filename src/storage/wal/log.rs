@@ -56,6 +56,7 @@ pub struct Wal {
     /// The groups with records in the buffer.
     touched: Vec<GroupId>,
     durable: Place,
+    recycled: u64,
     failed: Option<String>,
 }
 
@@ -148,6 +149,7 @@ impl Wal {
             buffer: vec![0; BATCH_HEADER],
             buffered: BTreeMap::new(),
             touched: Vec::new(),
+            recycled: 0,
             failed: None,
         };
         wal.free_segments()?;
@@ -244,6 +246,12 @@ impl Wal {
         full + spare + self.tail.segment.bytes
     }
 
+    /// How many segments were used again since it was opened.
+    #[must_use]
+    pub const fn recycled(&self) -> u64 {
+        self.recycled
+    }
+
     /// How many bytes were appended since the last sync.
     #[must_use]
     pub fn unsynced_bytes(&self) -> u64 {
@@ -316,6 +324,7 @@ impl Wal {
             return Ok((create(self.files.as_ref(), &name, bytes)?, bytes));
         };
         let spare = self.spares.swap_remove(fit);
+        self.recycled += 1;
         let path = self.files.path_of(&name);
         let renamed = self.files.rename(&spare.name, &name).and_then(|()| self.files.sync_dir());
         renamed.map_err(|error| Error::io("rename a spare segment to", &path, error))?;

@@ -1,0 +1,135 @@
+//! Plans as JSON lines: the settings, then faults (`{"at_ms":..,"fault":..}`) and intents
+//! (`{"client":..,"think_ms":..,"do":..}`) in any mixture.
+
+use std::io::{BufRead, Write};
+
+use serde_json::Value;
+
+use crate::sim::plan::{Plan, Settings, VERSION};
+
+/// The most nodes of a simulation.
+const NODES_MAX: u64 = 7;
+
+/// Why a plan cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The file cannot be read.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// A line is not what it should be.
+    #[error("line {line}: {what}")]
+    Line {
+        /// Its number, from 1.
+        line: usize,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+impl Plan {
+    /// Reads JSON lines. A line that begins with `#` is a comment.
+    ///
+    /// # Errors
+    /// Where a line is malformed, the version is unknown, or something is out of its bounds.
+    pub fn read(input: impl BufRead) -> Result<Self, PlanError> {
+        let mut plan: Option<Self> = None;
+        for (at, line) in input.lines().enumerate() {
+            let line = line?;
+            let wrong = |what: String| PlanError::Line { line: at + 1, what };
+            if line.trim().is_empty() || line.starts_with('#') {
+                continue;
+            }
+            match &mut plan {
+                None => {
+                    let settings = read_settings(&line).map_err(wrong)?;
+                    plan = Some(Self { settings, faults: Vec::new(), intents: Vec::new() });
+                }
+                Some(plan) => plan.add(&line).map_err(wrong)?,
+            }
+        }
+        let what = "a plan begins with its settings, {\"quorate_plan\":1,...}".to_owned();
+        let mut plan = plan.ok_or(PlanError::Line { line: 1, what })?;
+        plan.faults.sort_by_key(|timed| timed.at_ms);
+        Ok(plan)
+    }
+
+    fn add(&mut self, line: &str) -> Result<(), String> {
+        let value: Value = serde_json::from_str(line).map_err(|error| error.to_string())?;
+        if value.get("fault").is_some() {
+            let timed: crate::sim::plan::Timed =
+                serde_json::from_value(value).map_err(|error| error.to_string())?;
+            let known = 1..=self.settings.nodes;
+            if let Some(stranger) = timed.fault.nodes().iter().find(|node| !known.contains(node)) {
+                return Err(format!("node {stranger} is none of {} nodes", self.settings.nodes));
+            }
+            self.faults.push(timed);
+        } else if value.get("do").is_some() {
+            let intent = serde_json::from_value(value).map_err(|error| error.to_string())?;
+            self.intents.push(intent);
+        } else {
+            return Err("neither a \"fault\" nor something to \"do\"".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Writes JSON lines.
+    ///
+    /// # Errors
+    /// What the writer says.
+    pub fn write(&self, mut out: impl Write) -> std::io::Result<()> {
+        serde_json::to_writer(&mut out, &self.settings)?;
+        writeln!(out)?;
+        for timed in &self.faults {
+            serde_json::to_writer(&mut out, timed)?;
+            writeln!(out)?;
+        }
+        for intent in &self.intents {
+            serde_json::to_writer(&mut out, intent)?;
+            writeln!(out)?;
+        }
+        Ok(())
+    }
+}
+
+fn read_settings(line: &str) -> Result<Settings, String> {
+    let value: Value = serde_json::from_str(line).map_err(|error| error.to_string())?;
+    match value.get("quorate_plan").and_then(Value::as_u64) {
+        Some(version) if version == u64::from(VERSION) => {}
+        Some(version) => {
+            return Err(format!(
+                "version {version} of the plan format is not known; this program reads version \
+                 {VERSION}"
+            ));
+        }
+        None => return Err("a plan begins with its settings, {\"quorate_plan\":1,...}".into()),
+    }
+    let settings: Settings = serde_json::from_value(value).map_err(|error| error.to_string())?;
+    check(&settings)?;
+    Ok(settings)
+}
+
+fn check(settings: &Settings) -> Result<(), String> {
+    let Settings { nodes, heartbeat_ms, election_ms, .. } = *settings;
+    if !(1..=NODES_MAX).contains(&nodes) {
+        return Err(format!("{nodes} nodes; a simulation has 1 to {NODES_MAX}"));
+    }
+    let spread = heartbeat_ms > 0 && 2 * heartbeat_ms <= election_ms.0;
+    if !spread || election_ms.0 >= election_ms.1 || election_ms.1 > 60_000 {
+        return Err("election_ms must rise from at least twice heartbeat_ms to a minute".into());
+    }
+    let ordered = |(from, to): (u64, u64)| from <= to && to <= 10_000_000;
+    if ![settings.latency_us, settings.sync_us, settings.apply_us].into_iter().all(ordered) {
+        return Err("latency_us, sync_us and apply_us rise, to ten seconds at most".into());
+    }
+    if settings.segment_bytes < 4_096 || settings.segment_bytes > 64 << 20 {
+        return Err("segment_bytes must be from 4,096 to 64 MiB".into());
+    }
+    if settings.faults_until_ms > 3_600_000 || settings.readers > 16 {
+        return Err("at most an hour of faults and 16 readers".into());
+    }
+    let wild = settings.drift_ppm.iter().any(|ppm| !(-500_000..=1_000_000).contains(ppm));
+    if settings.retained_revisions == 0 || settings.retained_log_bytes == 0 || wild {
+        return Err("retained_* must be positive, drift_ppm from -500,000 to 1,000,000".into());
+    }
+    Ok(())
+}
