@@ -8,7 +8,7 @@ use crate::{
         quorum::{self, VoteResult},
     },
     sim::invariants::{Broken, Checks, DurableLog},
-    types::{LogIndex, NodeId, Term},
+    types::{LogIndex, NodeId},
 };
 
 /// What only grows in a process, as it last stood.
@@ -190,10 +190,4 @@ fn content(entry: &Entry) -> u64 {
             BuildHasherDefault::<DefaultHasher>::new().hash_one(words)
         }
     }
-}
-
-/// For messages only: whether a term was led.
-#[cfg(test)]
-pub(crate) fn led(checks: &Checks, term: Term) -> bool {
-    checks.leaders.contains_key(&term)
 }

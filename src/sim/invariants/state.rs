@@ -1,10 +1,17 @@
 //! The state machine across nodes: the same entry leaves the same state, and locks keep their word
 //! at every entry.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use prost::Message as _;
 
 use crate::{
-    machine::{Applied, ChangeKind, Head, Space, View},
+    machine::{Applied, ChangeKind, Head, SessionEffect, Space, View},
+    pb::{
+        command::v1::{Command, command::Op},
+        lock::v1::Lock,
+    },
+    raft::{Entry, Payload},
     sim::invariants::{Broken, Checks},
     types::LogIndex,
 };
@@ -14,8 +21,8 @@ use crate::{
 pub(super) struct Locks {
     /// How far the changes were followed.
     through: LogIndex,
-    /// The token that holds each lock, and the largest that each ever had.
-    held: BTreeMap<Vec<u8>, u64>,
+    /// The token and session that hold each lock, and the largest token that each ever had.
+    held: BTreeMap<Vec<u8>, (u64, u64)>,
     largest: BTreeMap<Vec<u8>, u64>,
     /// Who waited where, in line, when it was last looked at.
     lines: BTreeMap<Vec<u8>, Vec<(u64, String)>>,
@@ -40,6 +47,7 @@ impl Checks {
     pub(crate) fn changed(
         &mut self,
         before: &Head,
+        entries: &[Entry],
         applied: &Applied,
         view: &View,
     ) -> Result<(), Broken> {
@@ -54,25 +62,34 @@ impl Checks {
             }
         }
         locks.through = applied.head.index;
+        let of_locks = || applied.changes.iter().filter(|change| change.space == Space::Locks);
+        if of_locks().next().is_none() {
+            return Ok(());
+        }
+        let causes = Causes::of(entries, applied);
         let mut touched = Vec::new();
-        for change in applied.changes.iter().filter(|change| change.space == Space::Locks) {
+        for change in of_locks() {
             let (key, revision) = (change.kv.key.to_vec(), change.kv.mod_revision);
-            if change.kind == ChangeKind::Delete {
-                locks.held.remove(&key);
-            } else {
+            if let Some((token, session)) = locks.held.remove(&key)
+                && !causes.ends(&key, token, session)
+            {
+                let words = format!(
+                    "{} was taken from token {token} at revision {revision}: neither released, \
+                     nor did session {session} end",
+                    text(&key)
+                );
+                return Err(Broken::new("lock-exclusive", words));
+            }
+            if change.kind == ChangeKind::Put {
                 let largest = locks.largest.entry(key.clone()).or_default();
                 if revision <= *largest {
                     let words = format!("token {revision} of {} after {largest}", text(&key));
                     return Err(Broken::new("lock-token-grows", words));
                 }
                 *largest = revision;
-                if let Some(holder) = locks.held.insert(key.clone(), revision) {
-                    let words = format!(
-                        "{} was granted with token {revision} while {holder} held it",
-                        text(&key)
-                    );
-                    return Err(Broken::new("lock-exclusive", words));
-                }
+                let lock = Lock::decode(change.kv.value.clone()).unwrap_or_default();
+                let session = lock.holder.map_or(0, |holder| holder.session_id);
+                locks.held.insert(key.clone(), (revision, session));
             }
             touched.push(key);
         }
@@ -80,6 +97,42 @@ impl Checks {
             locks.line_moved(&key, view)?;
         }
         Ok(())
+    }
+}
+
+/// What a run of entries gives as reasons for a lock to change hands.
+struct Causes {
+    /// Released with a token, or taken back without one.
+    released: BTreeSet<(Vec<u8>, Option<u64>)>,
+    ended: BTreeSet<u64>,
+}
+
+impl Causes {
+    fn of(entries: &[Entry], applied: &Applied) -> Self {
+        let mut released = BTreeSet::new();
+        for entry in entries {
+            let Payload::Command(bytes) = &entry.payload else { continue };
+            match Command::decode(bytes.clone()).ok().and_then(|command| command.op) {
+                Some(Op::Release(release)) => {
+                    released.insert((release.name.into_bytes(), Some(release.fencing_token)));
+                }
+                Some(Op::CancelAcquire(cancel)) => {
+                    released.insert((cancel.name.into_bytes(), None));
+                }
+                _ => {}
+            }
+        }
+        let ended = applied.sessions.iter().filter_map(|effect| match effect {
+            SessionEffect::Closed { session } => Some(session.value()),
+            SessionEffect::Started { .. } => None,
+        });
+        Self { released, ended: ended.collect() }
+    }
+
+    fn ends(&self, key: &[u8], token: u64, session: u64) -> bool {
+        self.ended.contains(&session)
+            || self.released.contains(&(key.to_vec(), Some(token)))
+            || self.released.contains(&(key.to_vec(), None))
     }
 }
 

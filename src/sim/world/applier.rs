@@ -98,7 +98,7 @@ impl World {
         let (head, hash) = (applied.head.clone(), process.store.hash());
         self.checks.applied(node, &head, hash)?;
         let view = View::new(process.store.snapshot());
-        self.checks.changed(&before, &applied, &view)?;
+        self.checks.changed(&before, entries, &applied, &view)?;
         let mut told = Told::default();
         told.waiting.extend(process.pending.keys());
         let own = (NodeId::new(node as u64 + 1), process.boot);
