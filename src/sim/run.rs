@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     sim::{
+        checker::{Budget, Verdict, black_box, witness},
         history::History,
         invariants::Broken,
         plan::{Fault, Plan},
@@ -15,6 +16,9 @@ use crate::{
     },
     types::Duration,
 };
+
+/// How many steps the black box may take for a history.
+const BLACK_BOX_STEPS: u64 = 50_000;
 
 /// How often what happened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +34,12 @@ pub struct Counts {
 impl Counts {
     pub(crate) fn count(&mut self, what: &'static str) {
         *self.events.entry(what).or_default() += 1;
+    }
+
+    pub(crate) fn add_events(&mut self, what: &'static str, count: u64) {
+        if count > 0 {
+            *self.events.entry(what).or_default() += count;
+        }
     }
 
     pub(crate) fn at_least(&mut self, what: &'static str, count: u64) {
@@ -86,16 +96,34 @@ pub fn run(plan: &Plan, traced: bool) -> Report {
         Ok(ended) => ended.err(),
         Err(panic) => Some(panicked(panic.as_ref())),
     };
-    let (recorder, counts, trace) = world.into_parts();
+    let (recorder, mut counts, trace) = world.into_parts();
     let history = recorder.into_history();
     if broken.is_none() {
-        broken = judge(&history);
+        broken = judge(&history, &mut counts);
     }
     Report { broken, counts, history, trace, simulated }
 }
 
-/// What the checkers find in what clients saw.
-fn judge(_history: &History) -> Option<Broken> {
+/// What the checkers find in what clients saw. The witness proves or refutes; the black box, which
+/// trusts no revision, may run out of its budget, and is counted then.
+fn judge(history: &History, counts: &mut Counts) -> Option<Broken> {
+    let report = witness(history);
+    counts.add_events("overlaps of believed holders", report.counts.overlaps);
+    counts.add_events("unknown calls seen to be done", report.counts.placed);
+    if let Some(finding) = report.findings.first() {
+        return Some(Broken::new(finding.rule, finding.words.clone()));
+    }
+    if report.verdict != Verdict::Legal {
+        let why = report.parts.iter().find_map(|part| part.why.clone()).unwrap_or_default();
+        return Some(Broken::new("witness-is-sure", why));
+    }
+    let report = black_box(history, &mut Budget::steps(BLACK_BOX_STEPS));
+    if let Some(finding) = report.findings.first() {
+        return Some(Broken::new(finding.rule, finding.words.clone()));
+    }
+    let unsure = report.parts.iter().filter(|part| part.verdict == Verdict::Unknown);
+    counts.add_events("black box out of budget", unsure.count() as u64);
+    counts.add_events("black box proofs", report.parts.len() as u64);
     None
 }
 

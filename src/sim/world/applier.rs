@@ -1,7 +1,7 @@
 //! The applier's thread as an actor: it applies runs of entries, sends and installs snapshots, in
 //! the order of its jobs, and completes the calls of its node.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use crate::{
     machine::{Machine, MachineConfig, SnapshotWriter, View, store::Store},
@@ -195,6 +195,7 @@ impl World {
         }
         // The name of the state is switched, durably.
         process.store = Arc::clone(&store);
+        *process.current.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&store);
         let shared: Arc<dyn Store> = Arc::clone(&store) as Arc<dyn Store>;
         process.machine = Machine::open(shared, MachineConfig { retained_revisions })
             .expect("memory is readable");

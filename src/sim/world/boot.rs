@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use crate::{
@@ -62,6 +62,7 @@ impl World {
             return Ok(());
         }
         if self.nodes[node].damaged {
+            self.nodes[node].durable.lost();
             self.note(Some(node), "is refused its damaged disk, and stays out");
             self.counts.count("damage found");
             self.lose(node);
@@ -120,6 +121,7 @@ impl World {
             replica: Replica::new(config, recovered, now),
             feed: Arc::new(Feed::new(feed_head(machine.head()))),
             machine,
+            current: Arc::new(Mutex::new(Arc::clone(&store))),
             store,
             directory,
             wal: Some(wal),

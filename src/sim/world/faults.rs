@@ -204,35 +204,33 @@ impl World {
         self.start_again(node, for_ms, true, "loses its disk")
     }
 
-    /// A bit turns below what the log proves to be durable.
+    /// A bit turns below what the log itself says to be durable.
     fn flip_bit(&mut self, node: usize, for_ms: u64) -> bool {
-        if self.nodes[node].process.is_none() || self.nodes[node].lost {
+        let me = &mut self.nodes[node];
+        let Some(process) = me.process.as_deref() else { return false };
+        let proven = process.wal.as_ref().map(crate::storage::Wal::proven);
+        let (sequence, offset) = proven.unwrap_or_default();
+        let mut spans: Vec<(String, u64)> = Vec::new();
+        for name in me.files.list().unwrap_or_default() {
+            let Some(of) = name.strip_suffix(".wal") else { continue };
+            let of = u64::from_str_radix(of, 16).unwrap_or(u64::MAX);
+            let bytes = me.files.read(&name).map_or(0, |bytes| bytes.len() as u64);
+            let below = if of < sequence { bytes } else { offset };
+            if of <= sequence && below > 0 {
+                spans.push((name, below));
+            }
+        }
+        spans.sort();
+        if spans.is_empty() {
             return false;
         }
+        let place = usize::try_from(me.rng.below(spans.len() as u64)).expect("a few files");
+        let (name, below) = &spans[place];
+        let (at, bit) = (me.rng.below(*below), me.rng.below(8));
+        me.files.damage(name, at, 1 << bit);
+        me.damaged = true;
         self.kill(node);
-        let me = &mut self.nodes[node];
-        let mut names = me.files.list().unwrap_or_default();
-        names.retain(|name| name.ends_with(".wal"));
-        names.sort();
-        // The newest segment's tail may not be proven; an older one is whole.
-        if names.len() > 1 {
-            names.pop();
-        }
-        let place = usize::try_from(me.rng.below(names.len().max(1) as u64)).expect("a few files");
-        let Some(name) = names.get(place) else { return true };
-        let bytes = me.files.read(name).unwrap_or_default();
-        let written = bytes.iter().rposition(|&byte| byte != 0).unwrap_or(0) as u64;
-        // What the last batch says of what was durable before it is not at hand here: damage of the
-        // only segment may also fall on its tail, which is then cut like a torn one.
-        if names.len() > 1 || written > 4_096 {
-            let most = if names.len() > 1 { written } else { written / 2 };
-            let offset = me.rng.below(most.max(1));
-            me.files.damage(name, offset, 1 << me.rng.below(8));
-            me.damaged = true;
-            me.durable.lost();
-        }
-        self.start_again(node, for_ms, true, "a bit of its log turns");
-        true
+        self.start_again(node, for_ms, true, "a bit of its log turns")
     }
 
     /// Cuts the ways between a side and the others, or mends them. Gives the pairs.

@@ -62,7 +62,7 @@ enum Happening {
     /// Something of a client is due.
     Client { client: usize, due: Due },
     /// A reader looks for news.
-    Reader { reader: usize, round: u64 },
+    Reader { reader: usize },
     /// The next look at whether the end is reached.
     Phase,
 }
@@ -98,7 +98,6 @@ impl Ord for Scheduled {
 #[derive(Debug)]
 pub(crate) struct World {
     plan: Plan,
-    rng: Rng,
     now: Instant,
     queue: BinaryHeap<Reverse<Scheduled>>,
     order: u64,
@@ -126,13 +125,12 @@ impl World {
             nodes,
             net: Net::new(plan.settings.nodes, plan.settings.latency_us, &rng),
             clients: Clients::new(&plan),
-            readers: Readers::new(&plan.settings),
+            readers: Readers::new(&plan.settings, &rng),
             recorder: Recorder::new(format!("simulation of seed {}", plan.settings.seed)),
             checks: Checks::new(plan.settings.nodes),
             counts: Counts::default(),
             phase: Phase::Faults,
             trace: traced.then(Vec::new),
-            rng,
             plan,
         };
         for node in 0..world.nodes.len() {
@@ -181,7 +179,7 @@ impl World {
             Happening::ConnectionBreaks { a, b, epoch } => self.connection_breaks(a, b, epoch),
             Happening::Connects { a, b, epoch } => self.connects(a, b, epoch),
             Happening::Client { client, due } => self.client_due(client, due)?,
-            Happening::Reader { reader, round } => self.reader_looks(reader, round)?,
+            Happening::Reader { reader } => self.reader_looks(reader)?,
             Happening::Phase => self.next_phase()?,
         }
         Ok(())

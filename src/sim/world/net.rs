@@ -368,6 +368,10 @@ impl World {
         if link.up || link.epoch != epoch || cut || !runs(&self.nodes[a]) || !runs(&self.nodes[b]) {
             return;
         }
+        if !self.is_known(a, b) || !self.is_known(b, a) {
+            self.connect_soon(a, b);
+            return;
+        }
         self.net.pairs.insert(pair(a, b), Pair { up: true, ..link });
         for (node, other) in [(a, b), (b, a)] {
             self.give(node, Event::Connected { peer: NodeId::new(other as u64 + 1) });

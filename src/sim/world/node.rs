@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use uuid::Uuid;
@@ -63,6 +63,8 @@ pub(super) struct Process {
     pub(super) replica: Replica,
     pub(super) machine: Machine,
     pub(super) store: Arc<SimStore>,
+    /// The same, for readers that stay while a snapshot replaces it.
+    pub(super) current: Arc<Mutex<Arc<SimStore>>>,
     pub(super) feed: Arc<Feed>,
     pub(super) directory: Directory,
     pub(super) wal: Option<Wal>,

@@ -56,6 +56,8 @@ pub struct Wal {
     /// The groups with records in the buffer.
     touched: Vec<GroupId>,
     durable: Place,
+    /// What the last batch on disk says to be durable.
+    proven: Place,
     recycled: u64,
     failed: Option<String>,
 }
@@ -149,6 +151,7 @@ impl Wal {
             buffer: vec![0; BATCH_HEADER],
             buffered: BTreeMap::new(),
             touched: Vec::new(),
+            proven: Place::default(),
             recycled: 0,
             failed: None,
         };
@@ -246,6 +249,13 @@ impl Wal {
         full + spare + self.tail.segment.bytes
     }
 
+    /// The segment and offset below which the log itself, read back, knows everything to have been
+    /// durable: damage there is corruption and no torn tail. Zero before the first sync.
+    #[must_use]
+    pub const fn proven(&self) -> (u64, u64) {
+        (self.proven.sequence, self.proven.offset)
+    }
+
     /// How many segments were used again since it was opened.
     #[must_use]
     pub const fn recycled(&self) -> u64 {
@@ -284,6 +294,7 @@ impl Wal {
         tail.file.write_at(&self.buffer, place.offset).map_err(file)?;
         tail.file.sync_data().map_err(file)?;
         (tail.offset, tail.chain) = (place.offset + bytes, chain);
+        self.proven = self.durable;
         self.durable = Place { offset: tail.offset, ..place };
         for (group, last) in std::mem::take(&mut self.buffered) {
             tail.segment.note(group, last);
