@@ -16,6 +16,13 @@ use crate::{
 /// Calls that the node makes on its own account carry this bit; nobody waits for them.
 const INTERNAL: u64 = 1 << 63;
 
+/// From where a process's calls are numbered: each process elsewhere, because the leader may answer
+/// after a restart what was asked before it. Such an answer must meet no call of the same number:
+/// its read index knows nothing of what was written since.
+pub(crate) const fn first_sequence(boot: u64) -> u64 {
+    boot >> 2
+}
+
 /// A request of this node's own services.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
@@ -101,6 +108,11 @@ pub(crate) struct Calls {
 }
 
 impl Calls {
+    /// The calls of a process that starts now.
+    pub(crate) fn of(boot: u64) -> Self {
+        Self { internal: first_sequence(boot), ..Self::default() }
+    }
+
     /// A number for a call of the node's own.
     pub(crate) const fn internal_sequence(&mut self) -> u64 {
         self.internal += 1;

@@ -209,7 +209,7 @@ impl Replica {
             raft,
             held: VecDeque::new(),
             persisted,
-            calls: Calls::default(),
+            calls: Calls::of(config.boot),
             routes: BTreeMap::new(),
             next_ticket: 0,
             confirmed_renewals: Vec::new(),

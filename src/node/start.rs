@@ -20,6 +20,7 @@ use crate::{
     node::{
         Directory, Feed, FeedHead, Handle, RestoreError, Transport, Tuning,
         applier::{Applier, learn_members},
+        calls::first_sequence,
         clock::Clock,
         disk::Disk,
         driver::Driver,
@@ -170,6 +171,7 @@ pub fn start(options: NodeOptions) -> Result<Running, Error> {
         position: head.position,
         installs: 0,
     });
+    let boot = Uuid::new_v4().as_u64_pair().0;
     let shared = Arc::new(Shared {
         directory,
         data: Arc::new(data),
@@ -178,12 +180,12 @@ pub fn start(options: NodeOptions) -> Result<Running, Error> {
         pending: Pending::default(),
         places: Places::default(),
         clock: Clock::start(),
-        boot: Uuid::new_v4().as_u64_pair().0,
+        boot,
         store: ArcSwap::from_pointee(Arc::clone(machine.store())),
         driver,
         overflow: Mutex::default(),
         applier: applier.clone(),
-        sequence: AtomicU64::new(0),
+        sequence: AtomicU64::new(first_sequence(boot)),
         open_calls: AtomicUsize::new(0),
         waiters: AtomicUsize::new(0),
         draining: AtomicBool::new(false),

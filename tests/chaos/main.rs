@@ -9,6 +9,7 @@
 mod driver;
 mod executor;
 mod judge;
+mod lives;
 mod load;
 mod record;
 mod scenario;
