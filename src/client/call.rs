@@ -171,7 +171,10 @@ impl<'a> Attempts<'a> {
             return Err(self.expired());
         }
         if !error.is_passing() {
-            return Err(error);
+            // Of a change, the node looks for an earlier attempt only where it takes this one in.
+            let not_taken = error.code() == Code::ResourceExhausted;
+            let earlier_is_open = self.unknown && self.effect != Effect::Read;
+            return Err(if earlier_is_open && not_taken { error.into_unknown() } else { error });
         }
         if self.effect == Effect::Once && error.outcome_unknown() {
             return Err(error.into_unknown());

@@ -110,11 +110,13 @@ impl Error {
         error
     }
 
-    /// The same error, of a request that may have been carried out and cannot be repeated.
+    /// The same error, of a request that may have been carried out by an earlier attempt and cannot
+    /// be repeated.
     pub(crate) fn into_unknown(mut self) -> Self {
         self.code = Code::Unknown;
         self.message = format!("the outcome is unknown: {}", self.message);
         "OUTCOME_UNKNOWN".clone_into(&mut self.reason);
+        self.standing = Standing::Unknown;
         self
     }
 

@@ -277,6 +277,22 @@ async fn a_refusal_is_not_sent_again() {
 }
 
 #[tokio::test]
+async fn a_node_that_is_full_says_nothing_of_an_attempt_before() {
+    let full = || {
+        let details = ErrorDetails::with_error_info("OVERLOADED", "quorate", []);
+        Turn::Refuse(Status::with_error_details(Code::ResourceExhausted, "full", details))
+    };
+    let node = Node::start([Turn::Break, full()]).await;
+    let error = put(&client(&[node.endpoint()], LIMIT)).await.expect_err("it is not taken");
+    assert!(error.outcome_unknown(), "the first attempt may have been carried out: {error}");
+    assert_eq!(error.reason(), "OUTCOME_UNKNOWN");
+
+    let node = Node::start([full()]).await;
+    let error = put(&client(&[node.endpoint()], LIMIT)).await.expect_err("it is not taken");
+    assert_eq!((error.reason(), error.outcome_unknown()), ("OVERLOADED", false));
+}
+
+#[tokio::test]
 async fn a_dead_endpoint_costs_little() {
     let dead = free_port().await;
     let address = dead.local_addr().expect("it is bound").to_string();
