@@ -113,8 +113,9 @@ impl Judged {
     }
 }
 
+/// What a part is judged as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     Register,
     Keys,
     Lock,
@@ -125,14 +126,15 @@ enum Kind {
     AllStreams,
 }
 
-struct Group<'a> {
-    kind: Kind,
-    ops: Vec<&'a Op<'a>>,
+/// A part of a history.
+pub(crate) struct Group<'a> {
+    pub(crate) kind: Kind,
+    pub(crate) ops: Vec<&'a Op<'a>>,
 }
 
 /// Splits a history into parts that are judged apart, by name. An operation may stand in several:
 /// a close of a session in those of all the locks that hung on it.
-fn split<'a>(ops: &'a [Op<'a>]) -> BTreeMap<String, Group<'a>> {
+pub(crate) fn split<'a>(ops: &'a [Op<'a>]) -> BTreeMap<String, Group<'a>> {
     let keys = Components::of(ops);
     let sessions = sessions(ops);
     let mut groups: BTreeMap<String, Group<'a>> = BTreeMap::new();
@@ -232,7 +234,7 @@ fn sessions<'a>(ops: &[Op<'a>]) -> BTreeMap<u64, Vec<&'a str>> {
 }
 
 /// The keys that a call touches.
-pub(crate) fn touched(call: &Call) -> impl Iterator<Item = &str> {
+fn touched(call: &Call) -> impl Iterator<Item = &str> {
     let (one, txn) = match call {
         Call::Get { key, .. }
         | Call::Put { key, .. }

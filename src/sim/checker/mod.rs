@@ -17,6 +17,8 @@ mod search;
 mod seen;
 mod witness;
 mod words;
+#[cfg(test)]
+mod world;
 
 pub use black_box::black_box;
 pub use budget::Budget;

@@ -43,7 +43,6 @@ pub(crate) struct Op<'a> {
     pub(crate) return_time: u64,
 }
 
-#[allow(dead_code, reason = "the log witness uses it")]
 impl Op<'_> {
     /// Whether this one had returned when the other was called.
     pub(crate) const fn before(&self, other: &Op<'_>) -> bool {

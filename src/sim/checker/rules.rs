@@ -14,6 +14,7 @@ pub const RULES: &[(&str, &str)] = &[
     ("read-value", "a read tells what the key held at the revision that it names"),
     ("compare-value", "a compare is judged by what the key held"),
     ("phantom-value", "nobody sees a value that nobody wrote before"),
+    ("write-once", "a write happens once at most"),
     ("refused-seen", "what was refused is never seen"),
     ("stale-read-goes-back", "a client's stale reads never go back to a lower revision"),
     ("watch-order", "a watch tells revisions in ascending order, each change once"),

@@ -6,6 +6,14 @@
 //! a call is not ordered after it. It takes O(n log n). What a history cannot decide is not held
 //! against anybody.
 
+mod discovery;
+mod events;
+mod guard;
 mod judge;
+mod keys;
+mod locks;
+mod sessions;
+mod timeline;
+mod watches;
 
 pub use judge::witness;
