@@ -84,6 +84,55 @@ pub(crate) struct Malformed {
     pub(crate) words: String,
 }
 
+/// The largest revision, token, version or position that is believed.
+const NUMBER_MAX: u64 = 1 << 62;
+
+/// The largest number of a line by which something is ordered.
+fn largest(line: &Line) -> u64 {
+    match line {
+        Line::Call { call, .. } => match call {
+            Call::Put { require_lock: Some((_, number)), .. }
+            | Call::RenewLock { fencing_token: number, .. }
+            | Call::Release { fencing_token: number, .. }
+            | Call::GuardedWrite { fencing_token: number, .. }
+            | Call::Append { expected_version: Some(number), .. }
+            | Call::ReadStream { from: number, .. }
+            | Call::Compact { revision: number } => *number,
+            _ => 0,
+        },
+        Line::Return { outcome: Outcome::Ok(answer), .. } => match answer {
+            Answer::Got { revision, .. }
+            | Answer::Done { revision }
+            | Answer::Deleted { revision, .. }
+            | Answer::Swapped { revision, .. }
+            | Answer::Txn { revision, .. }
+            | Answer::Opened { revision, .. }
+            | Answer::Registered { revision }
+            | Answer::Resolved { revision, .. } => revision.unwrap_or(0),
+            Answer::Acquired { fencing_token, .. } => *fencing_token,
+            Answer::Described { holder, revision } => {
+                let token = holder.as_ref().map_or(0, |held| held.fencing_token);
+                token.max(revision.unwrap_or(0))
+            }
+            Answer::Appended { first_version, first_position, .. } => {
+                *first_version.max(first_position)
+            }
+            Answer::Events { events } => {
+                events.iter().map(|event| event.version.max(event.position)).max().unwrap_or(0)
+            }
+            _ => 0,
+        },
+        Line::Return { outcome: Outcome::Refused { actual, .. }, .. } => actual.unwrap_or(0),
+        Line::WatchBegins { after: number, .. }
+        | Line::WatchTold { revision: number, .. }
+        | Line::WatchProgress { revision: number, .. }
+        | Line::WatchCompacted { through: number, .. }
+        | Line::SubscriptionBegins { from: number, .. } => *number,
+        Line::SubscriptionTold { event, .. } => event.version.max(event.position),
+        _ => 0,
+    }
+}
+
 /// The operations in the order of their calls.
 pub(crate) fn read(history: &History) -> Result<Vec<Op<'_>>, Malformed> {
     let mut ops: Vec<Op<'_>> = Vec::new();
@@ -95,6 +144,9 @@ pub(crate) fn read(history: &History) -> Result<Vec<Op<'_>>, Malformed> {
             return Err(wrong(format!("the time goes back from {time_before} to {}", line.time())));
         }
         time_before = line.time();
+        if largest(line) > NUMBER_MAX {
+            return Err(wrong(format!("a number is larger than {NUMBER_MAX}")));
+        }
         match line {
             Line::Call { time, id, client, node, call } => {
                 if open.insert(*id, Some(ops.len())).is_some() {

@@ -100,10 +100,10 @@ impl Model for Stream {
     fn step(&self, state: &u64, op: &StreamOp, next: &mut Vec<u64>) {
         match op {
             StreamOp::Append { first, data, expected } => {
-                let here = *state + 1;
+                let here = state.saturating_add(1);
                 let placed = first.is_none_or(|first| first == here) && self.fits(here, data);
                 if placed && expected.is_none_or(|expected| expected == *state) {
-                    next.push(*state + data.len() as u64);
+                    next.push(state.saturating_add(data.len() as u64));
                 }
             }
             StreamOp::Read { from, places } => {
@@ -111,7 +111,7 @@ impl Model for Stream {
                 let dense = (from..)
                     .zip(places)
                     .all(|(place, (at, data))| *at == place && self.places.get(at) == Some(data));
-                let end = from + places.len() as u64 - 1;
+                let end = from.saturating_add(places.len() as u64).saturating_sub(1);
                 let to_its_end = if places.is_empty() { *state < from } else { *state == end };
                 if dense && to_its_end {
                     next.push(*state);
@@ -125,7 +125,7 @@ impl Model for Stream {
             StreamOp::Append { expected: Some(expected), .. } if expected != state => {
                 format!("a refusal, for the stream stood at {state}")
             }
-            StreamOp::Append { .. } => format!("appended at {}", state + 1),
+            StreamOp::Append { .. } => format!("appended at {}", state.saturating_add(1)),
             StreamOp::Read { from, .. } => {
                 let event = |place: u64| match self.places.get(&place) {
                     Some(data) => format!("{place}:{data}"),

@@ -108,9 +108,9 @@ impl<'j, 'a> Events<'j, 'a> {
             };
             let teller = Teller { op: Some(at), subscription: 0, line: op.returned };
             for (offset, data) in (0_u64..).zip(data) {
-                let version = first_version + offset;
+                let version = first_version.saturating_add(offset);
                 let place = Place { stream, version, data, op: Some(at) };
-                self.put(first_position + offset, place, teller);
+                self.put(first_position.saturating_add(offset), place, teller);
             }
         }
     }
@@ -146,7 +146,8 @@ impl<'j, 'a> Events<'j, 'a> {
             self.writers.get(&(stream.as_str(), data.as_str())).cloned().unwrap_or_default();
         let before = |(at, _): &&(usize, u64)| self.judge.ops[*at].called < teller.line;
         let open = writers.iter().filter(before).find(|(at, offset)| {
-            let fits = self.placed.get(at).is_none_or(|first| first + offset == *position);
+            let fits =
+                self.placed.get(at).is_none_or(|first| first.saturating_add(*offset) == *position);
             self.judge.ops[*at].is_unknown() && fits
         });
         let place = Place { stream, version: *version, data, op: None };
@@ -182,7 +183,7 @@ impl<'j, 'a> Events<'j, 'a> {
                 // Of a placed one, some events may not have been told.
                 let untold = match self.placed.get(&at) {
                     None => data.len() as u64,
-                    Some(first) => (*first..*first + data.len() as u64)
+                    Some(first) => (*first..first.saturating_add(data.len() as u64))
                         .filter(|position| !self.places.contains_key(position))
                         .count() as u64,
                 };
@@ -240,7 +241,7 @@ impl<'j, 'a> Events<'j, 'a> {
             .iter()
             .filter_map(|op| match (op.call, op.end) {
                 (Call::Append { data, .. }, End::Ok(Answer::Appended { first_position, .. })) => {
-                    Some((op.returned, first_position + data.len() as u64 - 1))
+                    Some((op.returned, last(*first_position, data.len())))
                 }
                 (_, End::Ok(Answer::Events { events })) => {
                     Some((op.returned, events.iter().map(|event| event.position).max()?))
@@ -304,7 +305,7 @@ impl<'j, 'a> Events<'j, 'a> {
                         self.judge.find("event-dense", at, why, Vec::new());
                         continue;
                     }
-                    (from + events.len() as u64 - 1, format!("events up to {floor} at least"))
+                    (last(from, events.len()), format!("events up to {floor} at least"))
                 }
                 End::Refused { reason: "STREAM_NOT_FOUND", .. } => (0, "events".to_owned()),
                 _ => continue,
@@ -325,9 +326,8 @@ impl<'j, 'a> Events<'j, 'a> {
                     Call::Append { stream, data, .. },
                     End::Ok(Answer::Appended { first_version, first_position, .. }),
                 ) => {
-                    let more = data.len() as u64 - 1;
-                    all.push((stream.as_str(), op.returned, first_version + more));
-                    all.push(("", op.returned, first_position + more));
+                    all.push((stream.as_str(), op.returned, last(*first_version, data.len())));
+                    all.push(("", op.returned, last(*first_position, data.len())));
                 }
                 (_, End::Ok(Answer::Events { events })) => {
                     for event in events {
@@ -363,10 +363,11 @@ impl<'j, 'a> Events<'j, 'a> {
             };
             let actual = match op.end {
                 End::Ok(Answer::Appended { first_version, duplicate: false, .. })
-                    if *first_version != expected + 1 =>
+                    if *first_version != expected.saturating_add(1) =>
                 {
                     let why = format!("it was appended as version {first_version}");
-                    let legal = vec![format!("version {}", expected + 1), "a refusal".into()];
+                    let legal =
+                        vec![format!("version {}", expected.saturating_add(1)), "a refusal".into()];
                     self.judge.find("event-expected-version", at, why, legal);
                     continue;
                 }
@@ -397,6 +398,11 @@ impl<'j, 'a> Events<'j, 'a> {
     }
 }
 
+/// The last of some places in a row; the one before the first where there are none.
+const fn last(first: u64, count: usize) -> u64 {
+    first.saturating_add(count as u64).saturating_sub(1)
+}
+
 /// Subscriptions begin where asked, leave nothing out and repeat nothing.
 fn subscriptions(judge: &mut Judge<'_>) {
     let mut open: BTreeMap<u64, (&str, u64)> = BTreeMap::new();
@@ -416,7 +422,7 @@ fn subscriptions(judge: &mut Judge<'_>) {
                     continue;
                 };
                 let place = if stream.is_empty() { event.position } else { event.version };
-                let due = core::mem::replace(next, place + 1);
+                let due = core::mem::replace(next, place.saturating_add(1));
                 if !stream.is_empty() && *stream != event.stream {
                     let why = format!("it is of stream {stream}, but was told of {}", event.stream);
                     judge.find_fed("subscription-gap", &name, at, why);

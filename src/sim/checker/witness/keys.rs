@@ -168,8 +168,15 @@ impl<'j, 'a> Keys<'j, 'a> {
         }
         for (revision, (line, mut keys)) in deleted {
             keys.retain(|key| self.line(key).made_at(revision).is_none());
-            if let Some(at) = self.open_deletion(&keys, revision, line) {
+            let Some(at) = self.open_deletion(&keys, revision, line) else { continue };
+            if writes(self.judge.ops[at].call).iter().all(|(_, value)| value.is_none()) {
                 self.place(at, revision, line);
+                continue;
+            }
+            // Nobody saw what else it writes, so it may be another one that nobody can tell.
+            for key in keys {
+                let (value, op) = (None, Some(at));
+                self.line(key).add(Version { at: revision, value, op, sure: true, exact: true });
             }
         }
     }

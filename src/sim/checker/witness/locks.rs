@@ -4,6 +4,7 @@
 //! says nothing to clients; so an end is held against nobody from the moment on at which the time
 //! may have run out. A grant of unknown outcome may be taken back at once.
 
+use core::ops::Bound::{Excluded, Unbounded};
 use std::collections::BTreeMap;
 
 use crate::sim::{
@@ -314,7 +315,12 @@ impl<'a> Judging<'_, 'a> {
                     continue;
                 }
                 let Some(stamp) = stamp(&op) else { continue };
-                let later = self.lock.grants.range(token + 1..).next().map(|(t, g)| (*t, g.op));
+                let later = self
+                    .lock
+                    .grants
+                    .range((Excluded(token), Unbounded))
+                    .next()
+                    .map(|(t, g)| (*t, g.op));
                 if stamp.revision <= token {
                     let why = format!("revision {} is not after the grant", stamp.revision);
                     self.judge.find("lock-release", at, why, Vec::new());
@@ -378,8 +384,12 @@ impl<'a> Judging<'_, 'a> {
     fn check_holds(&mut self, at: usize, token: u64, revision: u64, rule: &'static str) {
         let why = if token > revision {
             Some(format!("token {token} was granted after revision {revision}"))
-        } else if let Some((later, grant)) =
-            self.lock.grants.range(token + 1..).next().filter(|(later, _)| **later <= revision)
+        } else if let Some((later, grant)) = self
+            .lock
+            .grants
+            .range((Excluded(token), Unbounded))
+            .next()
+            .filter(|(later, _)| **later <= revision)
         {
             let by = self.judge.ops[grant.op].words();
             Some(format!("at revision {revision} token {later} held it, by {by}"))
@@ -408,7 +418,7 @@ impl<'a> Judging<'_, 'a> {
             let later = self
                 .lock
                 .grants
-                .range(token + 1..)
+                .range((Excluded(token), Unbounded))
                 .find_map(|(_, grant)| (grant.line < op.called).then_some(grant.op));
             let released = self.lock.releases.get(token).into_iter().flatten().find(|release| {
                 let release = &self.judge.ops[**release];

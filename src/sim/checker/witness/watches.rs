@@ -150,7 +150,7 @@ impl<'a> Watch<'a> {
                 );
                 wrong("watch-atomic", why);
             }
-            self.check_gap(judge, changes, at, revision - 1);
+            self.check_gap(judge, changes, at, revision.saturating_sub(1));
             (self.revision, self.complete) = (revision, false);
             self.keys.clear();
         }
