@@ -200,19 +200,20 @@ pub(crate) fn split<'a>(ops: &'a [Op<'a>]) -> BTreeMap<String, Group<'a>> {
 /// Whether an operation counts at all: refused ones did not happen, a stale read promises no
 /// place in the order, and a read that nobody saw the answer of changes nothing.
 const fn counts(op: &Op<'_>) -> bool {
-    match (op.call, op.end) {
-        (_, End::Refused { .. }) | (Call::Get { stale: true, .. }, _) => false,
-        (
-            Call::Get { .. }
-            | Call::Describe { .. }
-            | Call::Resolve { .. }
-            | Call::ReadStream { .. }
-            | Call::RenewLock { .. }
-            | Call::RenewSession { .. },
-            End::Unknown,
-        ) => false,
-        _ => true,
-    }
+    !matches!(
+        (op.call, op.end),
+        (_, End::Refused { .. })
+            | (Call::Get { stale: true, .. }, _)
+            | (
+                Call::Get { .. }
+                    | Call::Describe { .. }
+                    | Call::Resolve { .. }
+                    | Call::ReadStream { .. }
+                    | Call::RenewLock { .. }
+                    | Call::RenewSession { .. },
+                End::Unknown,
+            )
+    )
 }
 
 /// The locks that hang, or hung, on each session.

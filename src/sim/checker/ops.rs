@@ -90,16 +90,17 @@ const NUMBER_MAX: u64 = 1 << 62;
 /// The largest number of a line by which something is ordered.
 fn largest(line: &Line) -> u64 {
     match line {
-        Line::Call { call, .. } => match call {
-            Call::Put { require_lock: Some((_, number)), .. }
-            | Call::RenewLock { fencing_token: number, .. }
-            | Call::Release { fencing_token: number, .. }
-            | Call::GuardedWrite { fencing_token: number, .. }
-            | Call::Append { expected_version: Some(number), .. }
-            | Call::ReadStream { from: number, .. }
-            | Call::Compact { revision: number } => *number,
-            _ => 0,
-        },
+        Line::Call {
+            call:
+                Call::Put { require_lock: Some((_, number)), .. }
+                | Call::RenewLock { fencing_token: number, .. }
+                | Call::Release { fencing_token: number, .. }
+                | Call::GuardedWrite { fencing_token: number, .. }
+                | Call::Append { expected_version: Some(number), .. }
+                | Call::ReadStream { from: number, .. }
+                | Call::Compact { revision: number },
+            ..
+        } => *number,
         Line::Return { outcome: Outcome::Ok(answer), .. } => match answer {
             Answer::Got { revision, .. }
             | Answer::Done { revision }

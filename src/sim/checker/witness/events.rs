@@ -260,17 +260,16 @@ impl<'j, 'a> Events<'j, 'a> {
             };
             floor = floor.max(known.unwrap_or(0));
         }
-        for at in 0..self.judge.ops.len() {
+        for (at, floor) in floors.into_iter().enumerate() {
             let first = match self.judge.ops[at].end {
                 End::Ok(Answer::Appended { first_position, duplicate: false, .. }) => {
                     Some(*first_position)
                 }
                 _ => self.placed.get(&at).copied(),
             };
-            if let Some(first) = first.filter(|first| *first <= floors[at]) {
-                let why =
-                    format!("it stands at {first}, but {} was known before the call", floors[at]);
-                let legal = vec![format!("a position above {}", floors[at])];
+            if let Some(first) = first.filter(|first| *first <= floor) {
+                let why = format!("it stands at {first}, but {floor} was known before the call");
+                let legal = vec![format!("a position above {floor}")];
                 self.judge.find("event-order", at, why, legal);
             }
         }

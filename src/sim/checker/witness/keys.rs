@@ -4,7 +4,7 @@
 //! was read or told, else by a compare that must have met them. Values that are written once make
 //! this sure; where two writes of one value are open, either may be the one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::sim::{
     checker::{
@@ -91,6 +91,8 @@ struct Keys<'j, 'a> {
     unknown: BTreeMap<&'a str, Vec<usize>>,
     /// Where operations of unknown outcome were placed, and the line that showed it.
     placed: BTreeMap<usize, (u64, usize)>,
+    /// Keys and revisions at which several say that they changed it.
+    contested: BTreeSet<(&'a str, u64)>,
 }
 
 impl<'j, 'a> Keys<'j, 'a> {
@@ -106,7 +108,14 @@ impl<'j, 'a> Keys<'j, 'a> {
                 }
             }
         }
-        Self { judge, lines: BTreeMap::new(), writers, unknown, placed: BTreeMap::new() }
+        Self {
+            judge,
+            lines: BTreeMap::new(),
+            writers,
+            unknown,
+            placed: BTreeMap::new(),
+            contested: BTreeSet::new(),
+        }
     }
 
     fn line(&mut self, key: &'a str) -> &mut Timeline<'a> {
@@ -131,7 +140,9 @@ impl<'j, 'a> Keys<'j, 'a> {
         for (key, value) in writes(op.call) {
             let sure = value.is_some() || certain;
             let version = Version { at: revision, value, op: Some(at), sure, exact };
-            self.line(key).add(version);
+            if self.line(key).add(version).is_some_and(|there| there.op != Some(at)) {
+                self.contested.insert((key, revision));
+            }
         }
     }
 
@@ -358,8 +369,7 @@ impl<'j, 'a> Keys<'j, 'a> {
         matches!(op.call, Call::Txn { .. })
             && writes.iter().all(|(_, value)| value.is_none())
             && writes.iter().any(|(key, _)| {
-                let made = self.lines.get(key).and_then(|line| line.made_at(revision));
-                made.is_some_and(|version| version.op != Some(at))
+                self.contested.contains(&(*key, revision))
                     || self.open(key, revision, line).next().is_some()
             })
     }
