@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod client;
+pub mod host;
 pub mod lab;
 pub mod machine;
 pub mod net;

@@ -15,6 +15,7 @@ use std::{
 const FLOORS: &[(&str, u8)] = &[
     ("types", 0),
     ("pb", 0),
+    ("host", 1),
     ("raft", 1),
     ("machine", 1),
     ("resilience", 1),

@@ -8,10 +8,10 @@ use std::future::Future;
 
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::{Code, Status, transport::Channel};
-use uuid::Uuid;
 
 use crate::{
     client::{Client, Error},
+    host,
     net::Fault,
     observe::TRACEPARENT,
     types::{Duration, Rng},
@@ -242,7 +242,7 @@ struct Backoff {
 
 impl Backoff {
     fn new() -> Self {
-        Self { next: BACKOFF_MIN, rng: Rng::new(Uuid::new_v4().as_u64_pair().0) }
+        Self { next: BACKOFF_MIN, rng: Rng::new(host::seed()) }
     }
 
     /// The next pause; at least what the answer asked for, within the client's own bound.

@@ -11,7 +11,7 @@ use std::sync::{
 use rustls::ClientConfig;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{client::Error, net::Dial, types::Duration};
+use crate::{client::Error, host::tcp, net::Dial, types::Duration};
 
 /// How many endpoints a client knows at most, those it was led to included.
 const ENDPOINTS_MAX: usize = 64;
@@ -90,7 +90,7 @@ impl Slot {
 
     fn channel(&self) -> Channel {
         let connect = || match &self.dial {
-            None => self.endpoint.connect_lazy(),
+            None => tcp::connect_lazy(&self.endpoint),
             Some(dial) => self.endpoint.connect_with_connector_lazy(dial.clone()),
         };
         self.channel.get_or_init(connect).clone()

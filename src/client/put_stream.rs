@@ -25,6 +25,7 @@ use crate::{
         Client, Error,
         call::{Attempts, Effect, Limit},
     },
+    host,
     pb::kv::v1::{
         PutStreamRequest, PutStreamResponse, StreamedPut, kv_service_client::KvServiceClient,
     },
@@ -129,7 +130,7 @@ impl PutStream {
             client,
             shared: Arc::clone(&shared),
             progress: sender,
-            id: Uuid::new_v4(),
+            id: host::random(),
             messages: VecDeque::new(),
             bytes: 0,
             unsent: 0,

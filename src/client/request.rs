@@ -1,8 +1,9 @@
 //! Request ids: what makes it safe to send a change again.
 
-use uuid::Uuid;
-
-use crate::pb::{discovery, event, kv, lock, session};
+use crate::{
+    host,
+    pb::{discovery, event, kv, lock, session},
+};
 
 /// A request that carries an id.
 pub(crate) trait Identified {
@@ -13,7 +14,7 @@ pub(crate) trait Identified {
 pub(crate) fn identified<R: Identified>(mut request: R) -> R {
     let id = request.request_id_mut();
     if id.is_empty() {
-        *id = Uuid::new_v4().to_string();
+        *id = host::random().to_string();
     }
     request
 }
@@ -47,6 +48,8 @@ identified!(
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
     #[test]

@@ -14,7 +14,6 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
-    net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::{Instant, sleep_until, timeout_at},
 };
@@ -24,6 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use crate::{
+    host::tcp::{TcpListener, TcpStream},
     net::{Fault, Tls, first_bytes::FirstBytes, log_limit::LogLimit},
     observe::Metrics,
     types::Duration,

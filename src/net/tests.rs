@@ -11,13 +11,13 @@ use rustls::pki_types::ServerName;
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
 };
 use tokio_stream::StreamExt as _;
 use tower::Service as _;
 
 use super::{Dial, Fault, ListenOptions, Tls, TlsFiles, incoming};
-use crate::{observe::Metrics, types::Duration};
+use crate::{host::tcp::TcpListener, observe::Metrics, types::Duration};
 
 struct Place {
     dir: TempDir,
@@ -62,7 +62,7 @@ impl Place {
 
 /// A listener that answers each connection with one byte, as a node does with its settings.
 async fn listen(tls: Option<Arc<Tls>>) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let listener = TcpListener::bind(([127, 0, 0, 1], 0).into()).await.expect("a port");
     let address = listener.local_addr().expect("bound");
     let options = ListenOptions {
         listener: "peer",

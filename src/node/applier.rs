@@ -50,23 +50,37 @@ impl Applier {
     pub(crate) fn run(mut self, jobs: &Receiver<ApplierJob>) {
         let mut next = jobs.recv().ok();
         while let Some(job) = next.take() {
-            let done = match job {
-                ApplierJob::Apply(mut entries, committed) => {
-                    next = gather(&mut entries, jobs);
-                    self.apply(&entries, committed)
-                }
-                ApplierJob::Install(prepared, reply) => self.install(*prepared, reply),
-                ApplierJob::Send(send) => self.send_snapshot(send),
-                ApplierJob::Stop => return,
-            };
-            if let Err(error) = done {
-                self.shared.fail(format!("the state cannot be kept, this node stops: {error}"));
+            if !self.carry_out(job, jobs, &mut next) {
                 return;
             }
             if next.is_none() {
                 next = jobs.recv().ok();
             }
         }
+    }
+
+    /// Carries out a job, with those behind it that go with it; `next` is then the one that does
+    /// not. `false` ends the thread.
+    pub(crate) fn carry_out(
+        &mut self,
+        job: ApplierJob,
+        jobs: &Receiver<ApplierJob>,
+        next: &mut Option<ApplierJob>,
+    ) -> bool {
+        let done = match job {
+            ApplierJob::Apply(mut entries, committed) => {
+                *next = gather(&mut entries, jobs);
+                self.apply(&entries, committed)
+            }
+            ApplierJob::Install(prepared, reply) => self.install(*prepared, reply),
+            ApplierJob::Send(send) => self.send_snapshot(send),
+            ApplierJob::Stop => return false,
+        };
+        if let Err(error) = done {
+            self.shared.fail(format!("the state cannot be kept, this node stops: {error}"));
+            return false;
+        }
+        true
     }
 
     fn apply(&mut self, entries: &[Entry], committed: Instant) -> Result<(), StoreError> {

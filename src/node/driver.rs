@@ -80,15 +80,20 @@ impl Driver {
                 let _ = self.applier.send(ApplierJob::Stop);
                 return;
             }
-            let (now, wall) = (self.shared.clock.now(), self.shared.clock.wall());
-            if let Some(change) = self.disk.check(now, self.shared.tuning.disk_stall_timeout) {
-                events.push(Event::DiskStalled(change));
-            }
-            self.shared.metrics.observe_turn(events.len());
-            let mut jobs = Jobs::default();
-            self.replica.handle(now, wall, events.drain(..), &mut jobs);
-            self.carry_out(now, jobs);
+            self.turn(&mut events);
         }
+    }
+
+    /// Lets the replica take the events in, and carries out what it wants.
+    pub(crate) fn turn(&mut self, events: &mut Vec<Event>) {
+        let (now, wall) = (self.shared.clock.now(), self.shared.clock.wall());
+        if let Some(change) = self.disk.check(now, self.shared.tuning.disk_stall_timeout) {
+            events.push(Event::DiskStalled(change));
+        }
+        self.shared.metrics.observe_turn(events.len());
+        let mut jobs = Jobs::default();
+        self.replica.handle(now, wall, events.drain(..), &mut jobs);
+        self.carry_out(now, jobs);
     }
 
     /// Waits for events, at most until the replica wants to wake. `false` ends the thread.
@@ -108,6 +113,16 @@ impl Driver {
                 Err(RecvTimeoutError::Disconnected) => return false,
             };
         }
+        self.take_in(next, inputs, events)
+    }
+
+    /// Takes in an input and those that wait behind it. `false` ends the thread.
+    pub(crate) fn take_in(
+        &mut self,
+        mut next: Option<DriverInput>,
+        inputs: &Receiver<DriverInput>,
+        events: &mut Vec<Event>,
+    ) -> bool {
         while let Some(input) = next {
             match input {
                 DriverInput::Event(event) => events.push(event),
@@ -235,6 +250,10 @@ impl Driver {
 
     /// Makes the state durable on a thread of its own: neither ticks nor applying wait for it.
     fn persist_state(&self) {
+        #[cfg(test)]
+        if crate::host::simulated::is_on() {
+            return super::stepped::persist_state(&self.shared);
+        }
         let shared = Arc::clone(&self.shared);
         let persist = move || {
             // It has time: where the processors are busy, calls go first.
@@ -253,7 +272,7 @@ impl Driver {
         }
     }
 
-    fn publish_status(&self) {
+    pub(crate) fn publish_status(&self) {
         let status = self.replica.status();
         let node = self.shared.directory.node_id.value();
         let leader = status.leader.map_or(0, NodeId::value);

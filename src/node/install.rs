@@ -9,6 +9,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use crate::{
+    host,
     machine::{Head, SnapshotLoader, store::Store},
     node::{SnapshotOffer, applier::ApplierJob, shared::Shared},
     storage::{PendingState, Step, reached},
@@ -37,7 +38,7 @@ pub(crate) async fn receive(shared: &Arc<Shared>, offer: SnapshotOffer) -> Resul
     }
     let prepared = {
         let shared = Arc::clone(shared);
-        tokio::task::spawn_blocking(move || prepare(&shared, &offer))
+        host::blocking(move || prepare(&shared, &offer))
             .await
             .map_err(|_| "the node is stopping".to_owned())??
     };

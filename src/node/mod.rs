@@ -24,6 +24,8 @@ mod restore;
 mod shared;
 pub(crate) mod space;
 pub(crate) mod start;
+#[cfg(test)]
+mod stepped;
 mod transport;
 mod tuning;
 pub(crate) mod wal_writer;

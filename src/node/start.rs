@@ -13,9 +13,9 @@ use std::{
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
-use uuid::Uuid;
 
 use crate::{
+    host,
     machine::{Head, Machine, MachineConfig, store::StoreError},
     node::{
         Directory, Feed, FeedHead, Handle, RestoreError, Transport, Tuning,
@@ -100,6 +100,9 @@ pub struct Running {
     threads: Vec<JoinHandle<()>>,
     /// Its end stops the guard of the disk's room.
     guard: Option<mpsc::Sender<()>>,
+    /// What stands for the threads in a simulation.
+    #[cfg(test)]
+    stepped: Option<super::stepped::Task>,
 }
 
 impl Drop for Running {
@@ -130,6 +133,10 @@ impl Running {
         let shared = Arc::clone(&self.handle.shared);
         let threads = core::mem::take(&mut self.threads);
         drop(self.guard.take());
+        #[cfg(test)]
+        if let Some(task) = self.stepped.take() {
+            task.stop(&shared).await;
+        }
         let stop = move || {
             // A driver that is gone already is stopped.
             let _ = shared.driver.send(DriverInput::Stop);
@@ -141,7 +148,7 @@ impl Running {
             }
         };
         // The blocking pool is gone only when the runtime is.
-        let _ = tokio::task::spawn_blocking(stop).await;
+        let _ = host::blocking(stop).await;
     }
 }
 
@@ -171,7 +178,7 @@ pub fn start(options: NodeOptions) -> Result<Running, Error> {
         position: head.position,
         installs: 0,
     });
-    let boot = Uuid::new_v4().as_u64_pair().0;
+    let boot = host::seed();
     let shared = Arc::new(Shared {
         directory,
         data: Arc::new(data),
@@ -222,6 +229,22 @@ pub fn start(options: NodeOptions) -> Result<Running, Error> {
     };
     let applier = Applier { machine, config, shared: Arc::clone(&shared), transport };
 
+    #[cfg(test)]
+    if host::simulated::is_on() {
+        let fatal = shared.fatal.subscribe();
+        let parts = super::stepped::Parts {
+            driver,
+            inputs,
+            wal,
+            wal_inputs,
+            applier,
+            applier_jobs,
+            shared: Arc::clone(&shared),
+        };
+        let stepped = Some(super::stepped::Task::spawn(parts));
+        let handle = Handle { shared };
+        return Ok(Running { handle, fatal, threads: Vec::new(), guard: None, stepped });
+    }
     let id = shared.directory.node_id;
     let (writer, watched) = (Arc::clone(&shared), Arc::clone(&shared));
     let (guard, stop) = mpsc::channel();
@@ -232,7 +255,14 @@ pub fn start(options: NodeOptions) -> Result<Running, Error> {
         thread(&shared, format!("space-{id}"), move || space::run(&watched, &stop))?,
     ];
     let fatal = shared.fatal.subscribe();
-    Ok(Running { handle: Handle { shared }, fatal, threads, guard: Some(guard) })
+    Ok(Running {
+        handle: Handle { shared },
+        fatal,
+        threads,
+        guard: Some(guard),
+        #[cfg(test)]
+        stepped: None,
+    })
 }
 
 /// Joins what the log and the state say. A state beyond the log, or one that the log contradicts,
@@ -294,13 +324,13 @@ fn replica_config(shared: &Shared) -> ReplicaConfig {
             heartbeat_interval: tuning.heartbeat_interval,
             election_timeout_min: tuning.election_timeout_min,
             election_timeout_max: tuning.election_timeout_max,
-            seed: Uuid::new_v4().as_u64_pair().0,
+            seed: host::seed(),
             ..Config::default()
         },
         boot: shared.boot,
         patience: tuning.leader_patience,
         retained_log_bytes: tuning.retained_log_bytes,
-        new_cluster_id: Uuid::new_v4().to_string(),
+        new_cluster_id: host::random().to_string(),
         member: RegisterMember {
             node_id: directory.node_id.value(),
             incarnation: directory.incarnation.to_string(),

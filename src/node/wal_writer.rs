@@ -29,8 +29,7 @@ const BATCHES_PER_SYNC_MAX: u64 = 1_024;
 /// Runs until the driver is gone or the disk fails.
 pub(crate) fn run(mut wal: Wal, jobs: &Receiver<WalJobs>, shared: &Arc<Shared>) {
     while let Ok(first) = jobs.recv() {
-        if let Err(error) = write_all(&mut wal, first, jobs, shared) {
-            shared.fail(format!("the log cannot be written, this node stops: {error}"));
+        if !carry_out(&mut wal, first, jobs, shared) {
             return;
         }
     }
@@ -38,6 +37,20 @@ pub(crate) fn run(mut wal: Wal, jobs: &Receiver<WalJobs>, shared: &Arc<Shared>) 
     if let Err(error) = wal.close() {
         tracing::warn!(%error, "the log was not closed");
     }
+}
+
+/// Writes and syncs a batch and those that wait behind it. `false` ends the thread.
+pub(crate) fn carry_out(
+    wal: &mut Wal,
+    first: WalJobs,
+    jobs: &Receiver<WalJobs>,
+    shared: &Arc<Shared>,
+) -> bool {
+    let written = write_all(wal, first, jobs, shared);
+    if let Err(error) = &written {
+        shared.fail(format!("the log cannot be written, this node stops: {error}"));
+    }
+    written.is_ok()
 }
 
 fn write_all(

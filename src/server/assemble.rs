@@ -5,10 +5,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
+    host::{self, tcp::TcpListener},
     net::{ListenOptions, Tls},
     node::{self, Directory, Handle, NodeOptions, Peer, Running, Tuning},
     observe::Metrics,
@@ -89,7 +89,7 @@ impl Server {
         }
         let opening = (config.clone(), metrics.clone(), certificates.peer.clone(), lab.clone());
         // Recovery reads the whole log, which may take long.
-        let opened = tokio::task::spawn_blocking(move || {
+        let opened = host::blocking(move || {
             open(&opening.0, data, addresses, opening.1, opening.2, opening.3)
         });
         let (running, transport) =

@@ -5,12 +5,13 @@
 
 use std::net::SocketAddr;
 
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
 use tonic_health::ServingStatus;
 
 use crate::{
+    host::tcp::TcpListener,
     net::{self, ListenOptions},
     server::{Error, requests::RequestLayer, secure::ConnectionLimits},
     services::{

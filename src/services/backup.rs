@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    task::spawn_blocking,
     time::{Instant, timeout_at},
 };
 use tonic::Status;
 
 use crate::{
+    host,
     machine::{SnapshotWriter, View, refusal},
     pb::{
         cluster::v1::{
@@ -99,7 +99,7 @@ async fn stream(
     let mut end = SnapshotEnd::default();
     send(&queue, Part::Header(header), started + allowed(0)).await?;
     loop {
-        let read = spawn_blocking(move || (writer.next(), writer)).await;
+        let read = host::blocking(move || (writer.next(), writer)).await;
         let (next, rest) =
             read.map_err(|error| Status::internal(format!("reading the state failed: {error}")))?;
         writer = rest;

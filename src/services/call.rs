@@ -5,6 +5,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::{
+    host,
     machine::{self, View, refusal},
     node::{Directory, Handle},
     observe::{self, Subject},
@@ -118,7 +119,7 @@ pub(crate) async fn read<T: Send + 'static>(
     view: View,
     read: impl FnOnce(&View) -> Result<T, Status> + Send + 'static,
 ) -> Result<T, Status> {
-    tokio::task::spawn_blocking(move || read(&view))
+    host::blocking(move || read(&view))
         .await
         .map_err(|error| Status::internal(format!("reading the state failed: {error}")))?
 }

@@ -20,6 +20,7 @@ use tonic::{Code, Status};
 use uuid::Uuid;
 
 use crate::{
+    host,
     machine::{COMMAND_BYTES_MAX, refusal, validate_streamed_put},
     node::Proposal,
     pb::{
@@ -256,7 +257,7 @@ where
             self.first = first.max(1);
             self.next = self.first;
             self.told = named.is_some();
-            self.id = Some(named.unwrap_or_else(Uuid::new_v4));
+            self.id = Some(named.unwrap_or_else(host::random));
             return Ok(());
         }
         if named.is_some() && named != self.id {

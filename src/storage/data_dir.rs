@@ -16,9 +16,9 @@ use std::{
 };
 
 use rustix::fs::{FlockOperation, flock};
-use uuid::Uuid;
 
 use crate::{
+    host,
     machine::store::Store,
     storage::{
         Error, Identity, RecoveredGroup, Step, Wal, WalOptions,
@@ -256,7 +256,7 @@ fn begin(path: &Path, node_id: NodeId, bootstrap: Bootstrap) -> Result<Identity,
     if bootstrap == Bootstrap::No {
         return Err(Error::Empty { path: path.into() });
     }
-    let incarnation = Incarnation::new(Uuid::new_v4());
+    let incarnation = Incarnation::new(host::random());
     let identity = Identity { node_id, incarnation, cluster_id: None, log_begun: false };
     identity.write(path)?;
     if let Some(parent) = path.parent() {

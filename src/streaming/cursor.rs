@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, watch};
 use tonic::Status;
 
 use crate::{
+    host,
     machine::refusal,
     node::FeedHead,
     observe::{Metrics, Reader},
@@ -102,7 +103,7 @@ impl<S: Source + Send + Sync + 'static> Cursor<S> {
     async fn read_history(&self, after: S::Place) -> Result<Piece<S>, Status> {
         let _turn = CATCH_UPS.acquire().await.expect("the semaphore is never closed");
         let source = self.core.source().clone();
-        tokio::task::spawn_blocking(move || source.history(after))
+        host::blocking(move || source.history(after))
             .await
             .map_err(|error| Status::internal(format!("reading history failed: {error}")))?
             .map_err(|error| from_store_error(&error))?

@@ -25,6 +25,8 @@ pub(crate) mod addresses;
 mod builder;
 mod cluster;
 mod in_process;
+#[cfg(test)]
+mod simulated;
 
 pub use builder::ClusterBuilder;
 pub use cluster::Cluster;

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint, Server};
 
 use crate::{
+    host::tcp,
     net::{Dial, Fault, Tls},
     pb::raft::v1::raft_service_client::RaftServiceClient,
     types::{Duration, Rng},
@@ -48,7 +49,7 @@ pub(super) async fn connect(address: &str, tls: Option<&Arc<Tls>>) -> Result<Cha
         .keep_alive_timeout(KEEP_ALIVE)
         .keep_alive_while_idle(true);
     let connected = match tls {
-        None => timeout(CONNECT_TIMEOUT * 2, endpoint.connect()).await,
+        None => timeout(CONNECT_TIMEOUT * 2, tcp::connect(&endpoint)).await,
         Some(tls) => {
             let origin = format!("https://{address}").parse();
             endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT * 2);

@@ -23,9 +23,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 use tracing::{info, warn};
-use uuid::Uuid;
 
 use crate::{
+    host,
     node::SnapshotOffer,
     pb::raft::v1::{InstallSnapshotRequest, InstallSnapshotResponse},
     raft::Membership,
@@ -423,7 +423,7 @@ struct Incoming(PathBuf);
 impl Incoming {
     fn new(dir: &Path) -> std::io::Result<Self> {
         fs::create_dir_all(dir)?;
-        Ok(Self(dir.join(format!("{}.{EXTENSION}", Uuid::new_v4()))))
+        Ok(Self(dir.join(format!("{}.{EXTENSION}", host::random()))))
     }
 }
 

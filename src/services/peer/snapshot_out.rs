@@ -11,15 +11,14 @@ use bytes::Bytes;
 use tokio::{
     select,
     sync::mpsc,
-    task::spawn_blocking,
     time::{Instant, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tracing::{info, warn};
-use uuid::Uuid;
 
 use crate::{
+    host,
     node::{SnapshotChunks, SnapshotSource},
     pb::raft::v1::{InstallSnapshotRequest, InstallSnapshotResponse},
     types::{Duration, GroupId, NodeId, Rng},
@@ -140,7 +139,7 @@ impl<'a> Outgoing<'a> {
             leader_id: shared.directory.node_id.value(),
             last_included_index: source.index.value(),
             last_included_term: source.last_term.value(),
-            snapshot_id: Uuid::new_v4().as_u64_pair().0,
+            snapshot_id: host::seed(),
             ..Default::default()
         };
         Self {
@@ -362,16 +361,13 @@ async fn patient<T>(answer: impl Future<Output = Result<T, String>>) -> Result<T
 /// Makes chunks on a blocking thread, until the last one or nobody takes them any more.
 fn make(chunks: SnapshotChunks) -> mpsc::Receiver<Result<Chunk, String>> {
     let (sender, made) = mpsc::channel(CHUNKS_AHEAD);
-    spawn_blocking(move || {
-        let mut chunks = chunks.peekable();
-        while let Some(chunk) = chunks.next() {
-            let last = chunks.peek().is_none();
-            let chunk = chunk.map(|data| Chunk { data, last });
-            let chunk = chunk.map_err(|error| format!("the snapshot breaks off: {error}"));
-            if sender.blocking_send(chunk).is_err() {
-                return;
-            }
-        }
+    let mut chunks = chunks.peekable();
+    let numbered = std::iter::from_fn(move || {
+        let chunk = chunks.next()?;
+        let last = chunks.peek().is_none();
+        let chunk = chunk.map(|data| Chunk { data, last });
+        Some(chunk.map_err(|error| format!("the snapshot breaks off: {error}")))
     });
+    host::produce(numbered, sender);
     made
 }

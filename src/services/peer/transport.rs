@@ -17,9 +17,9 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Status;
 use tracing::{debug, error, warn};
-use uuid::Uuid;
 
 use crate::{
+    host,
     net::Tls,
     node::{Directory, Handle, SnapshotSource, Transport},
     observe::Metrics,
@@ -119,7 +119,7 @@ impl PeerTransport {
             .collect();
 
         // Connections have no fate to replay, so their jitter may come from the system.
-        let rng = Rng::new(Uuid::new_v4().as_u64_pair().0);
+        let rng = Rng::new(host::seed());
         for link in links.values() {
             for lane in [Lane::Control, Lane::Append, Lane::Forward] {
                 let task =

@@ -1,0 +1,33 @@
+//! TCP as the listeners and the channels use it.
+//!
+//! A shipped build has tokio's sockets and tonic's own connector here. The build of the unit tests
+//! has sockets that are tokio's too, or those of a simulated network where a simulation runs.
+
+use tonic::transport::{Channel, Endpoint, Error};
+
+#[cfg(test)]
+pub use crate::host::simulated::{TcpListener, TcpStream};
+#[cfg(not(test))]
+pub use tokio::net::{TcpListener, TcpStream};
+
+/// Connects in plaintext.
+///
+/// # Errors
+/// Where there is no connection within the endpoint's limit.
+pub async fn connect(endpoint: &Endpoint) -> Result<Channel, Error> {
+    #[cfg(test)]
+    if crate::host::simulated::is_on() {
+        return endpoint.connect_with_connector(crate::host::simulated::connector()).await;
+    }
+    endpoint.connect().await
+}
+
+/// A channel that connects in plaintext when it is used, and again when its connection is lost.
+#[must_use]
+pub fn connect_lazy(endpoint: &Endpoint) -> Channel {
+    #[cfg(test)]
+    if crate::host::simulated::is_on() {
+        return endpoint.connect_with_connector_lazy(crate::host::simulated::connector());
+    }
+    endpoint.connect_lazy()
+}
