@@ -2,6 +2,7 @@
 //! process, with a recorder in the node's place.
 
 mod faults;
+mod simulated;
 mod snapshots;
 
 use std::{
