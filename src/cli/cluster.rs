@@ -79,7 +79,7 @@ async fn hash(context: &Context, args: HashArgs) -> Result<(), Error> {
         context.show.shown(&table(&hashes).into())?;
     } else {
         for hash in &hashes {
-            context.show.line(&json::line(hash))?;
+            context.show.line(&json::line(hash)?)?;
         }
     }
     if let Some((one, other)) = differing(&hashes) {

@@ -45,13 +45,20 @@ named! {
 }
 
 /// The canonical JSON on one line.
-pub(crate) fn line<M: Named>(message: &M) -> String {
-    serde_json::to_string(&dynamic(message)).expect("a message of ours has a JSON form")
+pub(crate) fn line<M: Named>(message: &M) -> Result<String, Error> {
+    serde_json::to_string(&dynamic(message)).map_err(no_form::<M>)
 }
 
 /// The canonical JSON, indented.
-pub(crate) fn pretty<M: Named>(message: &M) -> String {
-    serde_json::to_string_pretty(&dynamic(message)).expect("a message of ours has a JSON form")
+pub(crate) fn pretty<M: Named>(message: &M) -> Result<String, Error> {
+    serde_json::to_string_pretty(&dynamic(message)).map_err(no_form::<M>)
+}
+
+/// Times and spans beyond the year 9999 have none; no server of ours sends them.
+#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` hands over")]
+fn no_form<M: Named>(error: serde_json::Error) -> Error {
+    let kind = M::NAME.rsplit('.').next().unwrap_or(M::NAME);
+    Error::failed(format!("the server's {kind} has no JSON form: {error}"))
 }
 
 /// Reads the canonical JSON of a message.
@@ -84,7 +91,7 @@ mod tests {
     use super::*;
 
     fn value<M: Named>(message: &M) -> Value {
-        serde_json::from_str(&line(message)).expect("JSON")
+        serde_json::from_str(&line(message).expect("it has a form")).expect("JSON")
     }
 
     #[test]

@@ -218,7 +218,7 @@ async fn links(context: &Context) -> Result<(), Error> {
         context.show.shown(&counts_table(&answers).into())?;
     } else {
         for answer in &answers {
-            context.show.line(&json::line(answer))?;
+            context.show.line(&json::line(answer)?)?;
         }
     }
     match silent {

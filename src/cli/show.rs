@@ -34,8 +34,8 @@ impl Show {
         people: impl FnOnce(&M) -> Shown,
     ) -> Result<(), Error> {
         match self.format {
-            OutputFormat::Json => self.line(&json::pretty(answer)),
-            OutputFormat::Jsonl => self.line(&json::line(answer)),
+            OutputFormat::Json => self.line(&json::pretty(answer)?),
+            OutputFormat::Jsonl => self.line(&json::line(answer)?),
             OutputFormat::Table => self.shown(&people(answer)),
         }
     }
@@ -47,7 +47,7 @@ impl Show {
         people: impl FnOnce(&M) -> Shown,
     ) -> Result<(), Error> {
         match self.format {
-            OutputFormat::Json | OutputFormat::Jsonl => self.line(&json::line(message)),
+            OutputFormat::Json | OutputFormat::Jsonl => self.line(&json::line(message)?),
             OutputFormat::Table => self.shown(&people(message)),
         }
     }
