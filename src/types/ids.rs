@@ -26,10 +26,10 @@ macro_rules! counter {
                 self.0
             }
 
-            /// The one after this.
+            /// The one after this; the largest stays the largest, which no honest count reaches.
             #[must_use]
             pub const fn next(self) -> Self {
-                Self(self.0 + 1)
+                Self(self.0.saturating_add(1))
             }
 
             /// The one before this; zero stays zero.
@@ -98,10 +98,10 @@ impl GroupId {
 }
 
 impl LogIndex {
-    /// The index `count` places further on.
+    /// The index `count` places further on, or the largest.
     #[must_use]
     pub const fn forward(self, count: u64) -> Self {
-        Self(self.0 + count)
+        Self(self.0.saturating_add(count))
     }
 
     /// How many places this lies behind `earlier`; zero where it does not.
