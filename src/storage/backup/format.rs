@@ -33,6 +33,9 @@ const TRAILER: u8 = b'T';
 const HEADER_BYTES_MAX: u32 = 64 << 10;
 const CHUNK_BYTES_MAX: u32 = 16 << 20;
 
+/// How many bytes of a body are read at once.
+const PIECE_BYTES: usize = 64 << 10;
+
 const TRAILER_BODY_BYTES: u32 = 8 + 8 + 16;
 
 /// How many bytes the trailer has with its tag, length and checksum.
@@ -202,8 +205,7 @@ impl<R: Read> BackupReader<R> {
         if !fits {
             return Err(damaged(at, format!("an element claims {length} bytes")));
         }
-        let mut body = vec![0; length as usize];
-        self.read(&mut body)?;
+        let body = self.body(length as usize)?;
         let mut stored = [0; 4];
         self.read(&mut stored)?;
         if stored != checksum(&start, &body).to_be_bytes() {
@@ -213,6 +215,17 @@ impl<R: Read> BackupReader<R> {
             self.hash.update(part);
         }
         Ok((tag, body))
+    }
+
+    /// Reads so many bytes, and asks for no more memory than arrives of them.
+    fn body(&mut self, length: usize) -> Result<Vec<u8>, FormatError> {
+        let mut body = Vec::new();
+        while body.len() < length {
+            let filled = body.len();
+            body.resize(length.min(filled + PIECE_BYTES), 0);
+            self.read(&mut body[filled..])?;
+        }
+        Ok(body)
     }
 
     fn read(&mut self, bytes: &mut [u8]) -> Result<(), FormatError> {
