@@ -193,6 +193,10 @@ impl Reader<'_> {
                     return Ok(reached);
                 }
                 Some(Ok(batch)) => {
+                    if batch.durable > (Place { sequence, offset: reached.offset }) {
+                        let what = "a batch says that what comes behind it is durable";
+                        return Err(self.corrupt(sequence, reached.offset, what));
+                    }
                     for range in batch.records {
                         let offset = range.start as u64;
                         self.apply(&bytes[range], &mut reached.segment)
@@ -223,6 +227,9 @@ impl Reader<'_> {
             }
             Record::Purge { group, start } => {
                 self.out.groups.entry(group).or_default().purge(start);
+            }
+            Record::Group { state, .. } if state.last < state.start.index => {
+                return Err("the group's log ends before it starts");
             }
             Record::Group { group, state } if self.out.full.is_empty() => {
                 self.out.groups.insert(group, GroupLog::opened(state));
@@ -287,9 +294,12 @@ impl Reader<'_> {
         }
         let Place { sequence: proven_in, offset: proven_to } = reached.proven;
         let start = if proven_in == sequence { proven_to } else { 0 };
-        let end = torn_end.max(reached.offset + SECTOR).min(reached.segment.bytes);
+        // Where the file ends within its last batch's sector, that is made whole again.
+        let room = reached.segment.bytes.max(reached.offset);
+        let end = torn_end.max(reached.offset + SECTOR).min(room);
         let index = |offset| usize::try_from(offset).expect("segments fit memory");
-        let mut bytes = opened.bytes[index(start)..index(reached.offset)].to_vec();
+        let read = reached.offset.min(reached.segment.bytes);
+        let mut bytes = opened.bytes[index(start)..index(read)].to_vec();
         bytes.resize(index(end - start), 0);
         let open = || {
             let mut file = self.files.open(&segment_name(sequence))?;
