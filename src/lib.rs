@@ -5,6 +5,8 @@
 
 pub mod cli;
 pub mod client;
+#[cfg(test)]
+mod fuzz;
 pub mod host;
 pub mod lab;
 pub mod machine;

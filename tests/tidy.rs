@@ -16,6 +16,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("types", 0),
     ("pb", 0),
     ("host", 1),
+    ("fuzz", 0),
     ("raft", 1),
     ("machine", 1),
     ("resilience", 1),

@@ -14,6 +14,8 @@ mod error;
 mod event_lines;
 mod event_retention;
 mod events;
+#[cfg(test)]
+mod fuzz;
 mod json;
 mod kv;
 mod lab;

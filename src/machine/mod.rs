@@ -13,6 +13,8 @@ mod effect;
 mod events;
 #[cfg(test)]
 mod format;
+#[cfg(test)]
+mod fuzz;
 mod head;
 mod keyspace;
 mod lock;

@@ -12,6 +12,8 @@ mod directory;
 pub(crate) mod disk;
 mod driver;
 mod feed;
+#[cfg(test)]
+mod fuzz;
 mod handle;
 mod install;
 mod lessor;

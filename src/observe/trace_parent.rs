@@ -68,8 +68,19 @@ impl fmt::Display for TraceParent {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz::Target;
 
     const GOOD: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    #[test]
+    fn fuzz_trace_parents() {
+        let later = "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more";
+        Target::new("trace parents", 10_000).damaged_texts(&[GOOD, later], |text| {
+            if let Ok(parent) = text.parse::<TraceParent>() {
+                assert_eq!(parent.to_string().parse(), Ok(parent));
+            }
+        });
+    }
 
     #[test]
     fn what_is_read_is_written() {

@@ -9,6 +9,8 @@ mod assemble;
 mod config;
 mod drain;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod listeners;
 mod registration;
 mod requests;

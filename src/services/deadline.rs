@@ -98,6 +98,14 @@ fn parse(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz::Target;
+
+    #[test]
+    fn fuzz_timeouts() {
+        Target::new("timeouts", 10_000).damaged_texts(&["250m", "99999999H", "7n"], |text| {
+            let _ = parse(text);
+        });
+    }
 
     #[test]
     fn timeouts_are_read_as_the_protocol_writes_them() {

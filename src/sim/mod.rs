@@ -6,6 +6,8 @@
 
 pub mod checker;
 mod clock;
+#[cfg(test)]
+mod fuzz;
 pub mod history;
 mod invariants;
 pub mod plan;

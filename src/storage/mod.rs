@@ -8,6 +8,8 @@ pub mod backup;
 mod data_dir;
 mod error;
 pub mod files;
+#[cfg(test)]
+mod fuzz;
 mod identity;
 mod steps;
 pub mod store;

@@ -8,6 +8,8 @@ mod error;
 mod file;
 mod format;
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;
 
 pub use error::BackupError;

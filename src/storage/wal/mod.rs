@@ -7,6 +7,8 @@
 //! `format` has the bytes, `recover` reads them at start, `log` writes them.
 
 mod format;
+#[cfg(test)]
+mod fuzz;
 mod group;
 mod log;
 mod recover;
