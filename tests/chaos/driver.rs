@@ -61,7 +61,7 @@ impl<'a> Driver<'a> {
     }
 
     /// Breaks the cluster with these faults for `span`, and for longer where one of them has not
-    /// fired yet. At the end all nodes run and all links are whole.
+    /// fired yet. At the end all nodes run; what broke links ends by itself.
     pub(crate) async fn run(mut self, faults: &[Fault], span: Duration) -> BTreeMap<Fault, u64> {
         let (end, give_up) = (Instant::now() + span, Instant::now() + span + LIMIT);
         let mut deck = Vec::new();
@@ -81,8 +81,6 @@ impl<'a> Driver<'a> {
             self.strike(fault).await;
             self.wait(30, 250).await;
         }
-        self.cluster.heal_links().await;
-        self.record.note(None, "the faults are over");
         self.fired
     }
 

@@ -13,6 +13,7 @@ mod lives;
 mod load;
 mod record;
 mod scenario;
+mod snapshots;
 
 use std::time::Duration;
 

@@ -3,7 +3,7 @@
 use std::{
     env, fs, io,
     path::PathBuf,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use quorate::sim::history::{Call, History, Line, Outcome, Recorder};
@@ -51,13 +51,18 @@ impl Record {
     }
 
     /// Writes everything so far into a file.
-    pub(crate) fn keep(&self) -> io::Result<PathBuf> {
+    fn keep(&self) -> io::Result<PathBuf> {
         let file =
             format!("quorate-chaos-{}-{}-{}.jsonl", self.name, self.seed, std::process::id());
         let path = env::temp_dir().join(file);
         let out = io::BufWriter::new(fs::File::create(&path)?);
         self.history().write(out)?;
         Ok(path)
+    }
+
+    fn path(&self) -> PathBuf {
+        let Self { name, seed, .. } = self;
+        env::temp_dir().join(format!("quorate-chaos-{name}-{seed}-{}.jsonl", std::process::id()))
     }
 
     /// The time is taken under the lock, so that lines stand in the order of their times.
@@ -69,19 +74,40 @@ impl Record {
 }
 
 /// A run that fails, in whatever way, leaves its history.
-impl Drop for Record {
+pub(crate) struct KeptOnFailure(pub(crate) Arc<Record>);
+
+impl Drop for KeptOnFailure {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             return;
         }
-        match self.keep() {
-            Ok(path) => eprintln!(
-                "the history of {}, seed {}: judge it again with\n  quorate check {}",
-                self.name,
-                self.seed,
-                path.display()
-            ),
-            Err(error) => eprintln!("the history of {} is lost: {error}", self.name),
+        let Record { name, seed, .. } = &*self.0;
+        match self.0.keep() {
+            Ok(path) => {
+                let path = path.display();
+                eprintln!(
+                    "{name}, seed {seed}: judge its history again with\n  quorate check {path}"
+                );
+            }
+            Err(error) => eprintln!("{name}, seed {seed}: its history is lost: {error}"),
         }
     }
+}
+
+#[test]
+fn a_run_that_fails_leaves_its_history() {
+    let record = Arc::new(Record::new("proof", 0));
+    let id = record.call(1, None, Call::Delete { key: "k".to_owned() });
+    record.returned(id, Outcome::Unknown { reason: "the test stops here".to_owned() });
+    let path = record.path();
+    let kept = KeptOnFailure(Arc::clone(&record));
+    let failed = std::panic::catch_unwind(move || {
+        let _kept = kept;
+        panic!("as a run that fails would");
+    });
+    assert!(failed.is_err());
+    let file = fs::File::open(&path).expect("it was kept");
+    let history = History::read(io::BufReader::new(file)).expect("it can be read");
+    assert_eq!(history, record.history());
+    fs::remove_file(&path).expect("it was kept");
 }

@@ -14,7 +14,7 @@ use crate::{
     driver::{Driver, Fault},
     eventually, judge,
     load::{Load, NAMES},
-    record::Record,
+    record::{KeptOnFailure, Record},
 };
 
 /// For how long faults come, unless `QUORATE_CHAOS_SECONDS` says otherwise.
@@ -31,40 +31,55 @@ pub(crate) struct Scenario {
 
 impl Scenario {
     pub(crate) async fn run(self) {
-        let seed = seed();
-        println!("{}: QUORATE_CHAOS_SEED={seed}", self.name);
-        let rng = Rng::new(seed).stream(self.name);
-        let record = Arc::new(Record::new(self.name, seed));
-        let mut cluster = start().await;
-        let load = Load::new(Arc::clone(&record), cluster.endpoints());
-        let mut listeners = load.listen(&rng);
-        let mut clients = load.start(&rng);
-
-        let driver = Driver::new(&mut cluster, Arc::clone(&record), rng.stream("faults"));
-        let fired = driver.run(self.faults, span()).await;
-        println!("{}: what fired: {fired:?}", self.name);
-
-        load.stop();
-        while let Some(ended) = clients.join_next().await {
-            ended.expect("a client does not panic");
-        }
-        settle(&mut cluster, &load).await;
-        listeners.abort_all();
-        while listeners.join_next().await.is_some() {}
-        let history = record.history();
-        judge::judge(self.name, &history);
-        judge::lies_are_found(self.name, &history);
+        let Self { name, faults } = self;
+        run(name, async |cluster, record, rng| {
+            let driver = Driver::new(cluster, Arc::clone(record), rng);
+            let fired = driver.run(faults, span()).await;
+            println!("{name}: what fired: {fired:?}");
+        })
+        .await;
     }
 }
 
+/// Loads a cluster while `breaks` does its worst, and judges what the clients saw.
+pub(crate) async fn run(
+    name: &'static str,
+    breaks: impl AsyncFnOnce(&mut Cluster, &Arc<Record>, Rng),
+) {
+    let seed = seed();
+    println!("{name}: QUORATE_CHAOS_SEED={seed}");
+    let rng = Rng::new(seed).stream(name);
+    let record = Arc::new(Record::new(name, seed));
+    let _kept = KeptOnFailure(Arc::clone(&record));
+    let mut cluster = start().await;
+    let load = Load::new(Arc::clone(&record), cluster.endpoints());
+    let mut listeners = load.listen(&rng);
+    let mut clients = load.start(&rng);
+
+    breaks(&mut cluster, &record, rng.stream("faults")).await;
+    cluster.heal_links().await;
+    record.note(None, "the faults are over");
+
+    load.stop();
+    while let Some(ended) = clients.join_next().await {
+        ended.expect("a client does not panic");
+    }
+    settle(&mut cluster, &load).await;
+    listeners.abort_all();
+    while listeners.join_next().await.is_some() {}
+    let history = record.history();
+    judge::judge(name, &history);
+    judge::lies_are_found(name, &history);
+}
+
 /// Three processes that may be broken in every way.
-pub(crate) async fn start() -> Cluster {
+async fn start() -> Cluster {
     Cluster::builder(3).program(PROGRAM).settings(SETTINGS).lab().start().await
 }
 
 /// What must be true once the faults are over: every node serves, all are of one state, everything
 /// is read once more, and who listens has been told everything.
-pub(crate) async fn settle(cluster: &mut Cluster, load: &Load) {
+async fn settle(cluster: &mut Cluster, load: &Load) {
     cluster.wait_until_ready().await;
     cluster.wait_for_leader().await;
     for node in 0..cluster.ids().len() {
@@ -162,14 +177,14 @@ async fn of_one_state(cluster: &Cluster) {
 }
 
 /// How long faults come.
-pub(crate) fn span() -> Duration {
+fn span() -> Duration {
     let seconds = env::var("QUORATE_CHAOS_SECONDS").ok();
     let seconds = seconds.map(|text| text.parse().expect("QUORATE_CHAOS_SECONDS is a number"));
     seconds.map_or(SPAN, Duration::from_secs)
 }
 
 /// What chance is drawn from; another each time unless `QUORATE_CHAOS_SEED` says otherwise.
-pub(crate) fn seed() -> u64 {
+fn seed() -> u64 {
     let seed = env::var("QUORATE_CHAOS_SEED").ok();
     let seed = seed.map(|text| text.parse().expect("QUORATE_CHAOS_SEED is a number"));
     seed.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0 >> 40)
