@@ -108,7 +108,9 @@ impl<'a> Driver<'a> {
     async fn kill(&mut self) {
         let id = self.victim().await;
         self.record.note(Some(id), "killed");
+        self.record.life_changes(id);
         self.cluster.kill(id).await;
+        self.record.life_changes(id);
         self.wait(20, 900).await;
         self.record.note(Some(id), "started again");
         self.cluster.restart(id).await;
@@ -119,7 +121,9 @@ impl<'a> Driver<'a> {
     async fn kill_all(&mut self) {
         self.record.note(None, "all killed");
         for id in self.cluster.ids() {
+            self.record.life_changes(id);
             self.cluster.kill(id).await;
+            self.record.life_changes(id);
         }
         self.wait(0, 200).await;
         for id in self.cluster.ids() {

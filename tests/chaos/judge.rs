@@ -37,7 +37,8 @@ pub(crate) fn lies_are_found(name: &str, history: &History) {
         let told = last_value(&mut history);
         *told = value.map(|value| Versioned { value, ..told.clone().expect("it was there") });
         let (log, search) = verdicts(&history);
-        assert_eq!(log.with(search).verdict, Verdict::Illegal, "{name}: {lie}");
+        assert_eq!(log.verdict, Verdict::Illegal, "{name}: {lie}: the log witness");
+        assert_eq!(search.verdict, Verdict::Illegal, "{name}: {lie}: the black box");
     }
 }
 

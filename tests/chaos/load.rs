@@ -116,10 +116,10 @@ impl Load {
         [0, 1].map(|number| self.told[number].load(Ordering::Relaxed))
     }
 
-    /// Carries one call out and writes it down. `node` is asked first.
+    /// Carries one call out at one node, and writes it down.
     pub(crate) async fn call(&self, number: u64, node: usize, call: Call) -> Outcome {
-        let (client, one) = (self.client_from(node), self.client_at(node));
-        self.recorded(number, node, &client, &one, call).await
+        let client = self.client_at(node);
+        self.recorded(number, node, &client, &client, call).await
     }
 
     /// A number that no client had.
@@ -135,11 +135,20 @@ impl Load {
         one: &Client,
         call: Call,
     ) -> Outcome {
-        let asked = u64::try_from(node % self.endpoints.len()).expect("small") + 1;
+        let asked = self.id_of(node);
+        let life = self.record.life(asked);
         let id = self.record.call(number, Some(asked), call.clone());
-        let outcome = carry_out(client, one, &self.guarded, &call).await;
+        let mut outcome = carry_out(client, one, &self.guarded, &call).await;
+        if is_stale(&call) && self.record.life(asked) != life {
+            // Nobody knows which life it tells of.
+            outcome = Outcome::Refused { reason: "KILLED_MEANWHILE".to_owned(), actual: None };
+        }
         self.record.returned(id, outcome.clone());
         outcome
+    }
+
+    fn id_of(&self, node: usize) -> u64 {
+        u64::try_from(node % self.endpoints.len()).expect("small") + 1
     }
 
     async fn client(self: Arc<Self>, number: u64, mut rng: Rng) {
@@ -149,6 +158,7 @@ impl Load {
             client = client.with_timeout(HASTY_LIMIT);
         }
         let mut known = workload::Client::new(number);
+        let mut life = 0;
         let shape = Shape {
             families: Family::ALL.to_vec(),
             clients: 1,
@@ -163,6 +173,11 @@ impl Load {
                 }
                 sleep_until(Instant::now() + Duration::from_millis(think_ms)).await;
                 let Some(call) = known.call(&shortened(intent)) else { continue };
+                // What a node's own state was promises nothing of the node's next life.
+                let life_now = self.record.life(self.id_of(node));
+                if is_stale(&call) && std::mem::replace(&mut life, life_now) != life_now {
+                    known = workload::Client::new(self.fresh_number());
+                }
                 let outcome = self.recorded(known.id(), node, &client, &one, call.clone()).await;
                 known.learn(&call, &outcome);
                 if matches!(outcome, Outcome::Unknown { .. }) {
@@ -287,6 +302,10 @@ impl Load {
         let builder = Client::builder().endpoints(endpoints).timeout(CALL_LIMIT);
         builder.build().expect("the cluster's own addresses are well formed")
     }
+}
+
+const fn is_stale(call: &Call) -> bool {
+    matches!(call, Call::Get { stale: true, .. })
 }
 
 /// A wait in line counts against the run's few seconds.

@@ -1,9 +1,10 @@
 //! The history of a run, which many tasks write, and where it is kept when the run fails.
 
 use std::{
+    collections::BTreeMap,
     env, fs, io,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use quorate::sim::history::{Call, History, Line, Outcome, Recorder};
@@ -15,13 +16,16 @@ pub(crate) struct Record {
     seed: u64,
     start: Instant,
     recorder: Mutex<Recorder>,
+    /// Grows with each beginning and end of a node's process, by its id.
+    lives: Mutex<BTreeMap<u64, u64>>,
 }
 
 impl Record {
     pub(crate) fn new(name: &str, seed: u64) -> Self {
         let source = format!("tests/chaos {name}, seed {seed}");
         let recorder = Mutex::new(Recorder::new(source));
-        Self { name: name.to_owned(), seed, start: Instant::now(), recorder }
+        let (name, lives) = (name.to_owned(), Mutex::default());
+        Self { name, seed, start: Instant::now(), recorder, lives }
     }
 
     /// A call is about to be made; its number.
@@ -43,6 +47,21 @@ impl Record {
     pub(crate) fn note(&self, node: Option<u64>, text: impl Into<String>) {
         let text = text.into();
         self.line(|time| Line::Note { time, node, text });
+    }
+
+    /// A node is about to be killed, or was.
+    pub(crate) fn life_changes(&self, node: u64) {
+        *self.lives().entry(node).or_default() += 1;
+    }
+
+    /// Which life of a node this is. Its own state may be older in a later one, until it has read
+    /// its log again.
+    pub(crate) fn life(&self, node: u64) -> u64 {
+        self.lives().get(&node).copied().unwrap_or_default()
+    }
+
+    fn lives(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
+        self.lives.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Everything so far.

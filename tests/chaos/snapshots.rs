@@ -29,7 +29,9 @@ async fn a_node_that_missed_much() {
         let leader = cluster.wait_for_leader().await;
         let lagging = cluster.ids().into_iter().find(|id| *id != leader).expect("three nodes");
         record.note(Some(lagging), "killed for long");
+        record.life_changes(lagging);
         cluster.kill(lagging).await;
+        record.life_changes(lagging);
         fill(cluster, leader).await;
         let others: Vec<_> = cluster.ids().into_iter().filter(|id| *id != lagging).collect();
         spoil(cluster, &others, lagging, rng).await;

@@ -195,13 +195,16 @@ async fn up_makes_certificates_that_the_command_line_finds() {
         let text = |bytes| String::from_utf8(bytes).expect("text");
         (output.status.code(), text(output.stdout), text(output.stderr))
     };
-    let mut up = Up::start_with(tempfile::tempdir().expect("a directory"), &["--tls"]).await;
+    let flags = ["--tls", "--lab"];
+    let mut up = Up::start_with(tempfile::tempdir().expect("a directory"), &flags).await;
     let grpcurl = up.say("grpcurl").await;
     let data = up.dir.path().join("quorate-data");
     let ca = fs::canonicalize(data.join("ca.pem")).expect("it lies beside the endpoints");
     assert!(grpcurl.contains(&format!("-cacert {}", ca.display())), "{grpcurl}");
     let put = run(up.dir.path(), &["kv", "put", "a", "1"]).await;
     assert_eq!(put.0, Some(0), "{put:?}");
+    let healed = run(up.dir.path(), &["lab", "heal"]).await;
+    assert_eq!((healed.0, healed.1.lines().count()), (Some(0), 3), "{healed:?}");
     let endpoint = format!("127.0.0.1:{}", up.base_port + 2);
     let blind = run(up.dir.path(), &["--endpoints", &endpoint, "kv", "get", "a"]).await;
     assert_eq!(blind.0, Some(78), "{blind:?}");
