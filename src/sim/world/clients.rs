@@ -346,8 +346,17 @@ impl World {
     }
 
     /// Nobody knows how an attempt ended: what carries a request id, or changes nothing, may be
-    /// tried again.
+    /// tried again. An acquire that was given up may be granted, taken back and granted anew to the
+    /// retry, which is therefore written down as another call.
     fn in_doubt(&mut self, client: usize) {
+        let (time, actor) = (self.now.as_nanos(), &mut self.clients.clients[client]);
+        let open = actor.open.as_mut().expect("it is open");
+        if matches!(open.call, Call::Acquire { .. }) {
+            let reason = "the attempt was given up".to_owned();
+            self.recorder.returned(time, open.id, Outcome::Unknown { reason });
+            actor.number += NEW_NUMBER;
+            open.id = self.recorder.call(time, actor.number, None, open.call.clone());
+        }
         self.elsewhere(client);
     }
 
