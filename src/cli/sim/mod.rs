@@ -337,3 +337,6 @@ fn write_plan(plan: &Plan, file: &Path) -> Result<(), Error> {
 fn failed(file: &Path, error: &std::io::Error) -> Error {
     Error::failed(format!("{}: {error}", file.display()))
 }
+
+#[cfg(test)]
+mod tests;
