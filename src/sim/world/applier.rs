@@ -101,7 +101,7 @@ impl World {
         self.checks.changed(&before, entries, &applied, &view)?;
         let mut told = Told::default();
         told.waiting.extend(process.pending.keys());
-        let own = (NodeId::new(node as u64 + 1), process.boot);
+        let own = (NodeId::new(node as u64 + 1), process.name);
         let report = complete(applied, &before, &process.feed, own, &mut told);
         let (report, learned) = {
             let mut report = report;

@@ -10,6 +10,7 @@ use crate::{
     machine::{Machine, MachineConfig, View, store::Store},
     node::{
         Directory, Feed, Peer,
+        calls::first_sequence,
         complete::{Learned, feed_head, learn},
         disk::Disk,
         replica::{Event, Recovered, Replica, ReplicaConfig},
@@ -113,11 +114,12 @@ impl World {
             next_timer: machine.next_timer(),
         };
         let config = replica_config(&self.plan.settings, id, me, incarnation);
-        let boot = me.boots;
+        let (boot, name) = (me.boots, config.boot);
         let grown = Grown::at(&recovered.raft);
         let now = me.clock.monotonic(self.now);
         Ok(Process {
             boot,
+            name,
             replica: Replica::new(config, recovered, now),
             feed: Arc::new(Feed::new(feed_head(machine.head()))),
             machine,
@@ -134,7 +136,7 @@ impl World {
             jobs: VecDeque::new(),
             applying: false,
             pending: BTreeMap::new(),
-            sequence: 0,
+            sequence: first_sequence(name),
             answered: BTreeSet::new(),
             reads: Vec::new(),
             grown,
@@ -210,7 +212,7 @@ fn replica_config(
             seed: me.rng.next_u64(),
             ..Config::default()
         },
-        boot: me.boots,
+        boot: me.rng.next_u64(),
         patience: PATIENCE,
         retained_log_bytes: settings.retained_log_bytes,
         new_cluster_id: uuid(&mut me.rng).to_string(),

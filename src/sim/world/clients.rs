@@ -277,7 +277,7 @@ impl World {
         let kind = match (op, call) {
             (Some((op, call)), _) => {
                 let origin =
-                    Some(Origin { node_id: node as u64 + 1, boot: process.boot, sequence });
+                    Some(Origin { node_id: node as u64 + 1, boot: process.name, sequence });
                 let command = Command { version: 1, origin, op: Some(op.clone()) };
                 let lock = match call {
                     Call::Acquire { lock, .. } => Some(lock.clone()),

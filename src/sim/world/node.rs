@@ -60,6 +60,8 @@ pub(super) struct Node {
 #[derive(Debug)]
 pub(super) struct Process {
     pub(super) boot: u64,
+    /// What it calls itself in commands.
+    pub(super) name: u64,
     pub(super) replica: Replica,
     pub(super) machine: Machine,
     pub(super) store: Arc<SimStore>,
