@@ -2,6 +2,8 @@
 //! Hildebrandt, "Simplifying and isolating failure-inducing input", TSE 2002), shorter faults, fewer
 //! clients, readers and nodes, true clocks. Each step must break the same rule.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::sim::{
     plan::{Plan, Timed},
     run::run,
@@ -79,10 +81,21 @@ impl Search<'_> {
             |plan| plan.faults.clone(),
             |plan, faults: Vec<Timed>| Plan { faults, ..plan.clone() },
         );
+        self.clients();
         self.without_chunks(
             |plan| plan.intents.clone(),
-            |plan, intents: Vec<Planned>| Plan { intents, ..plan.clone() },
+            |plan, intents: Vec<Planned>| Plan { intents: in_time(plan, intents), ..plan.clone() },
         );
+    }
+
+    /// Without a client, each by itself.
+    fn clients(&mut self) {
+        let clients: BTreeSet<u64> = self.best.intents.iter().map(|one| one.client).collect();
+        for client in clients {
+            let mut plan = self.best.clone();
+            plan.intents.retain(|intent| intent.client != client);
+            self.try_plan(plan);
+        }
     }
 
     /// Leaves chunks out, large ones first.
@@ -154,5 +167,48 @@ impl Search<'_> {
                 break;
             }
         }
+    }
+}
+
+/// What is left of a plan's intents, each about when it was: who has less to do thinks longer.
+fn in_time(plan: &Plan, left: Vec<Planned>) -> Vec<Planned> {
+    let mut left = left.into_iter().peekable();
+    let mut spared: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut out = Vec::new();
+    for planned in &plan.intents {
+        match left.next_if(|next| next == planned) {
+            Some(mut kept) => {
+                kept.think_ms += spared.remove(&kept.client).unwrap_or(0);
+                out.push(kept);
+            }
+            None => *spared.entry(planned.client).or_default() += planned.think_ms,
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::plan::draw;
+
+    #[test]
+    fn what_is_left_stays_about_when_it_was() {
+        let plan = draw(5);
+        let due = |intents: &[Planned], client: u64| -> u64 {
+            let of = intents.iter().filter(|intent| intent.client == client);
+            of.map(|intent| intent.think_ms).sum()
+        };
+        let last = plan.intents.last().expect("there are intents").clone();
+        let some: Vec<Planned> = plan
+            .intents
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| at % 3 == 0 || *at + 1 == plan.intents.len())
+            .map(|(_, intent)| intent.clone())
+            .collect();
+        let kept = in_time(&plan, some.clone());
+        assert_eq!(kept.len(), some.len());
+        assert_eq!(due(&kept, last.client), due(&plan.intents, last.client));
     }
 }
