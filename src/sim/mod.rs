@@ -14,6 +14,7 @@ pub mod plan;
 mod run;
 pub mod shrink;
 mod store;
+mod words;
 pub mod workload;
 mod world;
 

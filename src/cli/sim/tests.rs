@@ -34,7 +34,9 @@ fn a_short_sweep_breaks_no_rule() {
                         "seed {seed}: {}; replay it: quorate sim --seed {seed} --trace",
                         report.broken.map(|broken| broken.to_string()).unwrap_or_default()
                     );
-                    assert!(report.simulated.as_secs() >= 20, "seed {seed} was cut short");
+                    assert!(report.simulated.as_secs() >= 30, "seed {seed} was cut short");
+                    let calls: u64 = report.counts.operations.values().sum();
+                    assert!(calls >= 200, "seed {seed} had {calls} calls");
                     counts.lock().expect("no test panics here").add(&report.counts);
                 }
             });

@@ -25,3 +25,4 @@ pub use budget::Budget;
 pub use report::{Counts, Finding, Part, Report, Verdict};
 pub use rules::RULES;
 pub use witness::witness;
+pub(crate) use words::{answer as answer_in_words, call as call_in_words};

@@ -54,7 +54,7 @@ fn settings(seed: u64, rng: &mut Rng) -> Settings {
         seed,
         nodes,
         readers: rng.below(3),
-        faults_until_ms: 20_000 + rng.below(8_000),
+        faults_until_ms: 29_500 + rng.below(5_000),
         heartbeat_ms,
         election_ms: (heartbeat_ms * 6, heartbeat_ms * 12),
         retained_log_bytes: one_of(rng, &[2_000, 8_000, 64_000, 1 << 20]),

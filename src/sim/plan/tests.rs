@@ -17,7 +17,7 @@ fn a_plan_is_read_back_as_it_was_written() {
         assert_eq!(plan, draw(seed));
         assert_eq!(Plan::read(text(&plan).as_bytes()).expect("it was written so"), plan);
         assert!(plan.intents.len() >= 200);
-        assert!(plan.settings.faults_until_ms >= 20_000);
+        assert!(plan.settings.faults_until_ms >= 29_500);
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
     },
     pb::command::v1::{Command, Origin, Outcome as Applied, Reason, Refusal, command, outcome},
     sim::{
+        checker,
         history::{Answer, Call, Outcome},
         invariants::Broken,
         plan::Plan,
@@ -123,9 +124,10 @@ impl Clients {
         self.clients.iter().all(|actor| actor.open.is_none() && actor.intents.is_empty())
     }
 
-    /// Forgets what clients still wanted; what is open ends.
-    pub(super) fn wind_down(&mut self) {
-        self.clients.iter_mut().for_each(|actor| actor.intents.clear());
+    /// Whoever is late thinks no more.
+    pub(super) fn hurry(&mut self) {
+        let intents = self.clients.iter_mut().flat_map(|actor| &mut actor.intents);
+        intents.for_each(|intent| intent.think_ms = 0);
     }
 }
 
@@ -168,9 +170,9 @@ impl World {
             return;
         }
         let Some(planned) = actor.intents.pop_front() else { return };
-        let Some(call) = actor.client.call(&planned.intent) else {
-            return self.think(client);
-        };
+        // Who has nothing to release reads instead: every intent is a call.
+        let idle = || Call::Get { key: "k0".into(), stale: false };
+        let call = actor.client.call(&planned.intent).unwrap_or_else(idle);
         let time = self.now.as_nanos();
         let node = Some(actor.node as u64 + 1);
         let id = self.recorder.call(time, actor.number, node, call.clone());
@@ -182,7 +184,7 @@ impl World {
             u128::from(self.clients.rng.next_u64()) << 64 | u128::from(self.clients.rng.next_u64()),
         );
         let until = self.now.after(PATIENCE + wait);
-        self.tell(|| format!("c{}: call {id}: {call:?}", client + 1));
+        self.tell(|| format!("c{}: call {id}: {}", client + 1, checker::call_in_words(&call)));
         let guarded = matches!(call, Call::GuardedWrite { .. });
         self.clients.clients[client].open = Some(Open {
             id,
@@ -473,6 +475,10 @@ impl World {
         let actor = &mut self.clients.clients[client];
         let Some(open) = actor.open.take() else { return };
         actor.client.learn(&open.call, &outcome);
+        if self.phase.is_audit() && !matches!(outcome, Outcome::Ok(_)) {
+            let words = format!("{:?} was answered {outcome:?} after all faults", open.call);
+            self.unserved.get_or_insert(words);
+        }
         match &outcome {
             Outcome::Ok(_) => self.counts.operation("answered"),
             Outcome::Refused { .. } => self.counts.operation("refused"),
@@ -481,7 +487,7 @@ impl World {
                 self.counts.operation("unknown");
             }
         }
-        self.tell(|| format!("c{}: call {}: {outcome:?}", client + 1, open.id));
+        self.tell(|| format!("c{}: call {}: {}", client + 1, open.id, told(&outcome)));
         self.recorder.returned(time, open.id, outcome);
         self.think(client);
     }
@@ -497,5 +503,13 @@ impl World {
         let sequence = process.sequence;
         let call = NodeCall { sequence, deadline, place: PlaceId::NONE, kind };
         self.give(node, Event::Call(call));
+    }
+}
+
+fn told(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Ok(answer) => checker::answer_in_words(answer),
+        Outcome::Refused { reason, .. } => format!("refused: {reason}"),
+        Outcome::Unknown { reason } => format!("unknown: {reason}"),
     }
 }

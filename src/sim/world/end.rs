@@ -16,10 +16,10 @@ use crate::{
 
 use super::{Happening, World};
 
-/// How long clients have to finish what they want after the faults.
-const WIND_DOWN: Duration = Duration::from_secs(12);
-/// How long the cluster has to heal, in all.
-const HEALS: Duration = Duration::from_secs(40);
+/// After so long without faults clients hurry.
+const LATE: Duration = Duration::from_secs(2);
+/// How long each step of the end may take: clients may wait in many lines, one after the other.
+const HEALS: Duration = Duration::from_secs(240);
 /// How often is looked.
 const LOOK: Duration = Duration::from_millis(100);
 /// The client that reads everything at the end.
@@ -45,6 +45,12 @@ pub(super) enum Phase {
     Over,
 }
 
+impl Phase {
+    pub(super) const fn is_audit(&self) -> bool {
+        matches!(self, Self::Audit { .. })
+    }
+}
+
 impl World {
     pub(super) fn next_phase(&mut self) -> Result<(), Broken> {
         match self.phase {
@@ -55,8 +61,8 @@ impl World {
             }
             Phase::Healing { since } => {
                 let waited = self.now.since(since);
-                if waited > WIND_DOWN {
-                    self.clients.wind_down();
+                if waited > LATE {
+                    self.clients.hurry();
                 }
                 if self.clients.all_done() && self.leader().is_some() {
                     self.begin_audit();
@@ -66,6 +72,9 @@ impl World {
                 }
             }
             Phase::Audit { since } => {
+                if let Some(words) = self.unserved.take() {
+                    return Err(Broken::new("serves-again", words));
+                }
                 if self.clients.all_done() {
                     self.phase = Phase::Settling { since: self.now };
                 } else if self.now.since(since) > HEALS {

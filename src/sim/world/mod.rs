@@ -109,6 +109,8 @@ pub(crate) struct World {
     checks: Checks,
     counts: Counts,
     phase: Phase,
+    /// A call that was not served though nothing was wrong any more.
+    unserved: Option<String>,
     /// What happened, in words, where somebody wants to read it.
     trace: Option<Vec<String>>,
 }
@@ -130,6 +132,7 @@ impl World {
             checks: Checks::new(plan.settings.nodes),
             counts: Counts::default(),
             phase: Phase::Faults,
+            unserved: None,
             trace: traced.then(Vec::new),
             plan,
         };

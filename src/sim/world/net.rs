@@ -9,7 +9,7 @@ use crate::{
     node::replica::Event,
     pb::raft::v1::{ForwardRequest, ForwardResponse},
     raft::Message,
-    sim::invariants::Broken,
+    sim::{invariants::Broken, words},
     types::{Duration, Instant, LogIndex, NodeId, Rng, Term},
 };
 
@@ -230,7 +230,7 @@ impl World {
         let peer = NodeId::new(from as u64 + 1);
         match cargo {
             Cargo::Message(message) => {
-                self.tell(|| format!("n{} -> n{}: {message:?}", from + 1, to + 1));
+                self.tell(|| format!("n{} -> n{}: {}", from + 1, to + 1, words::message(&message)));
                 self.give(to, Event::Message { from: peer, message });
             }
             Cargo::Forward(request) => {
