@@ -20,6 +20,9 @@ pub struct Header {
     /// What a checker should find, where the file is an example: `legal` or `illegal`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
+    /// Whether history is compacted without anybody asking.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub compacts: bool,
 }
 
 /// Any other line. Times are nanoseconds since a start of the recorder's own; lines stand in the
@@ -237,8 +240,20 @@ impl Recorder {
     /// An empty history.
     #[must_use]
     pub fn new(source: impl Into<String>) -> Self {
-        let header = Header { quorate_history: VERSION, source: source.into(), label: None };
+        let header = Header {
+            quorate_history: VERSION,
+            source: source.into(),
+            label: None,
+            compacts: false,
+        };
         Self { history: History { header, lines: Vec::new() }, next: 0 }
+    }
+
+    /// History is compacted without anybody asking.
+    #[must_use]
+    pub const fn compacting(mut self) -> Self {
+        self.history.header.compacts = true;
+        self
     }
 
     /// A client calls; gives the call's number.

@@ -302,7 +302,8 @@ impl World {
         sequence
     }
 
-    /// The next attempt is at another node.
+    /// The next attempt is at another node: what carries a request id, or changes nothing, may be
+    /// tried again though nobody knows how the one before ended.
     fn elsewhere(&mut self, client: usize) {
         let nodes = self.nodes.len();
         let actor = &mut self.clients.clients[client];
@@ -334,7 +335,7 @@ impl World {
                 self.give(node, Event::Abandoned { sequence, lock });
             }
         }
-        self.in_doubt(client);
+        self.elsewhere(client);
     }
 
     /// The process that had an attempt is gone.
@@ -343,23 +344,8 @@ impl World {
             && (open.id, open.attempt) == (at.call, at.attempt)
         {
             open.doubtful = true;
-            self.in_doubt(at.client);
+            self.elsewhere(at.client);
         }
-    }
-
-    /// Nobody knows how an attempt ended: what carries a request id, or changes nothing, may be
-    /// tried again. An acquire that was given up may be granted, taken back and granted anew to the
-    /// retry, which is therefore written down as another call.
-    fn in_doubt(&mut self, client: usize) {
-        let (time, actor) = (self.now.as_nanos(), &mut self.clients.clients[client]);
-        let open = actor.open.as_mut().expect("it is open");
-        if matches!(open.call, Call::Acquire { .. }) {
-            let reason = "the attempt was given up".to_owned();
-            self.recorder.returned(time, open.id, Outcome::Unknown { reason });
-            actor.number += NEW_NUMBER;
-            open.id = self.recorder.call(time, actor.number, None, open.call.clone());
-        }
-        self.elsewhere(client);
     }
 
     /// A node answers a call, proposals aside.
@@ -446,7 +432,7 @@ impl World {
             | Reason::NoSpace => self.elsewhere(at.client),
             Reason::OutcomeUnknown | Reason::DeadlineExceeded => {
                 open.doubtful = true;
-                self.in_doubt(at.client);
+                self.elsewhere(at.client);
             }
             reason => {
                 let reason = reason.as_str_name().trim_start_matches("REASON_").to_owned();

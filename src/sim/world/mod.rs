@@ -128,7 +128,8 @@ impl World {
             net: Net::new(plan.settings.nodes, plan.settings.latency_us, &rng),
             clients: Clients::new(&plan),
             readers: Readers::new(&plan.settings, &rng),
-            recorder: Recorder::new(format!("simulation of seed {}", plan.settings.seed)),
+            recorder: Recorder::new(format!("simulation of seed {}", plan.settings.seed))
+                .compacting(),
             checks: Checks::new(plan.settings.nodes),
             counts: Counts::default(),
             phase: Phase::Faults,

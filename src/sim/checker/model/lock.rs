@@ -119,6 +119,35 @@ impl Lock {
     }
 }
 
+impl Lock {
+    /// Grants that nobody was answered and somebody saw. An acquire that was tried more than once
+    /// may be granted, taken back because its caller had given that attempt up, and granted anew.
+    fn taken_back(&mut self, ops: &[&Op<'_>]) -> Vec<Entry<LockOp>> {
+        let mut seen = BTreeSet::new();
+        let mut entries = Vec::new();
+        for op in ops {
+            let Some(Answer::Described { holder: Some(held), .. }) = known(op) else { continue };
+            let new = !self.answered.contains(&held.fencing_token);
+            if !new || !seen.insert(held.fencing_token) {
+                continue;
+            }
+            let asked = ops.iter().filter(|asked| {
+                matches!(asked.call, Call::Acquire { owner, .. } if *owner == held.owner)
+                    && asked.called < op.returned
+            });
+            // The last one asked is the one that may still be open.
+            if let Some(asked) = asked.max_by_key(|asked| asked.called) {
+                let owner = self.owners.number(&held.owner);
+                let (session, token, free_from, until) = (None, None, 0, u64::MAX);
+                let op = LockOp::Acquire { owner, session, token, free_from, until };
+                let (id, called) = (asked.id, asked.called);
+                entries.push(Entry { id, op, called, returned: usize::MAX });
+            }
+        }
+        entries
+    }
+}
+
 /// The TTL of a grant; 0 where it is not known.
 fn ttl_of_token(token: u64, ops: &[&Op<'_>]) -> u64 {
     let ttl = |op: &&Op<'_>| match (op.call, known(op)) {
@@ -176,8 +205,9 @@ impl Model for Lock {
 
     fn read(ops: &[&Op<'_>]) -> (Self, Vec<Entry<LockOp>>) {
         let mut model = Self::default();
-        let entries =
+        let mut entries: Vec<_> =
             ops.iter().filter_map(|op| Some(Entry::new(op, model.op(op, ops)?))).collect();
+        entries.extend(model.taken_back(ops));
         (model, entries)
     }
 

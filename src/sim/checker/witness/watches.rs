@@ -36,7 +36,7 @@ struct Watch<'a> {
 pub(super) fn judge(judge: &mut Judge<'_>, changes: &[Change<'_>]) {
     let mut watches: BTreeMap<u64, Watch<'_>> = BTreeMap::new();
     let history = judge.history;
-    let mut compacted = 0;
+    let mut compacted = if history.header.compacts { u64::MAX } else { 0 };
     for (at, line) in history.lines.iter().enumerate() {
         match line {
             Line::Call { call: Call::Compact { revision }, .. } => {
