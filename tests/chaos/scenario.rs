@@ -23,6 +23,9 @@ const SPAN: Duration = Duration::from_secs(8);
 /// The smallest log that a node may keep for those that lag.
 const SETTINGS: &str = "retained_log_bytes = 1048576\n";
 
+/// The key that is written and read last, outside of what is watched.
+const LAST: &str = "z";
+
 /// A named mix of faults.
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
@@ -131,6 +134,11 @@ async fn read_everything(load: &Load) -> (u64, u64, u64) {
         };
         events.last().map_or((0, 0), |event| (event.position, event.version))
     };
+    // Nobody else touches this key: no call of unknown outcome can explain that it were gone.
+    let key = || LAST.to_owned();
+    let put = |number| Call::Put { key: key(), value: format!("c{number}.1"), require_lock: None };
+    insist(load, 1, "the last write", put).await;
+    insist(load, 2, "the last read", |_| Call::Get { key: key(), stale: false }).await;
     let (position, _) = last("").await;
     let (_, version) = last("e0").await;
     for number in 1..NAMES {
