@@ -245,7 +245,10 @@ impl Raft {
     /// applied that was committed before a restart.
     fn may_campaign(&self) -> bool {
         let unapplied = self.log.memberships(self.applied, self.hard.commit).next().is_some();
+        // A peer may have named the last term there is: no vote would be left in it.
+        let term_left = self.hard.term < self.hard.term.next();
         self.membership.is_voter(self.config.id)
+            && term_left
             && !self.stalled
             && self.applied >= self.campaign_floor
             && !unapplied

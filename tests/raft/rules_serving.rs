@@ -12,7 +12,7 @@ use quorate::{
 use crate::{
     disk::entry,
     network::{Network, i, ms, n, t},
-    speech::{append, heartbeat, heartbeat_response, matched},
+    speech::{append, heartbeat, heartbeat_response, matched, vote},
 };
 
 #[test]
@@ -470,6 +470,15 @@ fn a_restart_applies_what_was_committed_before_and_keeps_the_vote() {
     assert_eq!(status.commit, i(3), "no more than the log holds");
     assert_eq!((status.applied, status.last), (i(1), i(3)));
     assert_eq!(network.raft(1).hard_state().vote, Some(n(3)));
+}
+
+#[test]
+fn in_the_last_term_nobody_campaigns() {
+    let mut network = Network::new(3);
+    network.inject(2, 1, Message::VoteRequest(vote(u64::MAX, 0, 0)));
+    assert_eq!(network.term(1), t(u64::MAX));
+    network.time_out(1);
+    assert_eq!(network.role(1), RoleKind::Follower, "no term follows, and it has voted");
 }
 
 #[test]
