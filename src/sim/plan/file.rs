@@ -113,7 +113,7 @@ fn check(settings: &Settings) -> Result<(), String> {
     if !(1..=NODES_MAX).contains(&nodes) {
         return Err(format!("{nodes} nodes; a simulation has 1 to {NODES_MAX}"));
     }
-    let spread = heartbeat_ms > 0 && 2 * heartbeat_ms <= election_ms.0;
+    let spread = heartbeat_ms > 0 && heartbeat_ms.saturating_mul(2) <= election_ms.0;
     if !spread || election_ms.0 >= election_ms.1 || election_ms.1 > 60_000 {
         return Err("election_ms must rise from at least twice heartbeat_ms to a minute".into());
     }
