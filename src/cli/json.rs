@@ -126,6 +126,17 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_without_a_json_form_is_an_error() {
+        let beyond = prost_types::Timestamp { seconds: i64::MAX, nanos: 0 };
+        let event = event::v1::RecordedEvent { record_time: Some(beyond), ..Default::default() };
+        let response = event::v1::ReadResponse { events: vec![event] };
+        for shown in [line(&response), pretty(&response)] {
+            let error = shown.expect_err("the year is far beyond 9999").to_string();
+            assert!(error.contains("ReadResponse"), "{error}");
+        }
+    }
+
+    #[test]
     fn every_named_message_exists_and_a_transaction_is_read_back() {
         for found in
             [value(&kv::v1::PutResponse::default()), value(&cluster::v1::StatusResponse::default())]

@@ -119,7 +119,7 @@ fn fuzz_commands() {
             time: LogTime::from_millis(u64::MAX - rng.below(2)),
             payload: Payload::Command(command(rng).into()),
         };
-        let same = [one.apply(&[next.clone()]), reopened.apply(&[next])];
+        let same = [one.apply(core::slice::from_ref(&next)), reopened.apply(&[next])];
         let [one, reopened] = same.map(|applied| applied.expect("the store works").outcomes);
         assert_eq!(one, reopened);
     });

@@ -146,7 +146,8 @@ impl Story {
                 continue;
             }
             let revision = self.machine.head().revision;
-            let applied = self.machine.apply(&[entry.clone()]).expect("the store works");
+            let applied =
+                self.machine.apply(core::slice::from_ref(entry)).expect("the store works");
             let words = self.entry_in_words(entry);
             self.tell(format!("committed {:?} {:?}: {words}", entry.index, entry.term));
             self.effects(&applied);
