@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// How many changes a run is about.
-const CHANGES: u64 = 240;
+const CHANGES: u64 = 200;
 
 /// How long writers and readers try.
 const TRIED: Duration = Duration::from_secs(120);
