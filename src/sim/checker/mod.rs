@@ -11,6 +11,7 @@ mod brute;
 mod budget;
 mod model;
 mod ops;
+mod picture;
 mod report;
 mod rules;
 mod search;
@@ -22,6 +23,8 @@ mod world;
 
 pub use black_box::black_box;
 pub use budget::Budget;
+pub use ops::{Malformed, check_form};
+pub use picture::picture;
 pub use report::{Counts, Finding, Part, Report, Verdict};
 pub use rules::RULES;
 pub use witness::witness;

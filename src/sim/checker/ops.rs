@@ -76,12 +76,23 @@ impl Op<'_> {
     }
 }
 
-/// Why a history cannot be judged.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Malformed {
+/// Why a history cannot be judged: it contradicts itself in its form.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{words}")]
+pub struct Malformed {
     /// The line, counted from 0 without the header.
-    pub(crate) line: usize,
-    pub(crate) words: String,
+    pub line: usize,
+    /// What is wrong with it.
+    pub words: String,
+}
+
+/// Looks whether a history can be judged at all.
+///
+/// # Errors
+/// Where a call's number is used twice, a call returns twice, an answer is none of its call, or
+/// the time goes back.
+pub fn check_form(history: &History) -> Result<(), Malformed> {
+    read(history).map(|_| ())
 }
 
 /// The largest revision, token, version or position that is believed.

@@ -4,7 +4,7 @@ use std::io::{BufRead, Write};
 
 use serde::{Deserialize, Serialize};
 
-use crate::sim::history::{Call, Event, Outcome};
+use crate::sim::history::{Call, Event, Outcome, jepsen};
 
 /// The version of the format.
 pub const VERSION: u32 = 1;
@@ -180,38 +180,53 @@ pub enum HistoryError {
     UnknownVersion(u32),
 }
 
+impl HistoryError {
+    fn line(at: usize, what: impl Into<String>) -> Self {
+        Self::Line { line: at + 1, what: what.into() }
+    }
+}
+
 impl History {
-    /// Reads JSON lines.
+    /// Reads JSON lines, or the log of one of Jepsen's register tests.
     ///
     /// # Errors
     /// Where a line is malformed, or the version unknown.
     pub fn read(input: impl BufRead) -> Result<Self, HistoryError> {
-        let mut header = None;
-        let mut lines = Vec::new();
+        Self::read_numbered(input).map(|(history, _)| history)
+    }
+
+    /// As [`Self::read`], with the number of each line in the file, from 1.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_numbered(input: impl BufRead) -> Result<(Self, Vec<usize>), HistoryError> {
+        let mut reader = None;
+        let mut numbers = Vec::new();
         for (at, line) in input.lines().enumerate() {
-            let line = line?;
-            let wrong = |error: serde_json::Error| HistoryError::Line {
-                line: at + 1,
-                what: error.to_string(),
-            };
+            let line = line.map_err(|error| match error.kind() {
+                std::io::ErrorKind::InvalidData => HistoryError::line(at, "it is not UTF-8"),
+                _ => HistoryError::Io(error),
+            })?;
             if line.trim().is_empty() {
                 continue;
             }
-            if header.is_none() {
-                let read: Header = serde_json::from_str(&line).map_err(wrong)?;
-                if read.quorate_history != VERSION {
-                    return Err(HistoryError::UnknownVersion(read.quorate_history));
-                }
-                header = Some(read);
-            } else {
-                lines.push(serde_json::from_str(&line).map_err(wrong)?);
+            let Some(reader) = &mut reader else {
+                let first = Reader::first(&line, at)?;
+                numbers.extend(first.counts_first().then_some(at + 1));
+                reader = Some(first);
+                continue;
+            };
+            if reader.line(&line).map_err(|what| HistoryError::line(at, what))? {
+                numbers.push(at + 1);
             }
         }
-        let header = header.ok_or(HistoryError::Line {
-            line: 1,
-            what: "a history begins with a header such as {\"quorate_history\":1}".into(),
-        })?;
-        Ok(Self { header, lines })
+        let Some(reader) = reader else {
+            return Err(HistoryError::line(
+                0,
+                "a history begins with a header such as {\"quorate_history\":1}",
+            ));
+        };
+        Ok((reader.finish(), numbers))
     }
 
     /// Writes JSON lines.
@@ -227,6 +242,60 @@ impl History {
         }
         Ok(())
     }
+}
+
+/// A file that is being read.
+enum Reader {
+    Json(History),
+    Jepsen(jepsen::Reader),
+}
+
+impl Reader {
+    /// Tells by the first line what it is.
+    fn first(line: &str, at: usize) -> Result<Self, HistoryError> {
+        if jepsen::is_jepsen(line) && !line.trim_start().starts_with('{') {
+            let mut reader = jepsen::Reader::default();
+            reader.line(line).map_err(|what| HistoryError::line(at, what))?;
+            return Ok(Self::Jepsen(reader));
+        }
+        let header: Header =
+            serde_json::from_str(line).map_err(|error| HistoryError::line(at, json(&error)))?;
+        if header.quorate_history != VERSION {
+            return Err(HistoryError::UnknownVersion(header.quorate_history));
+        }
+        Ok(Self::Json(History { header, lines: Vec::new() }))
+    }
+
+    /// Whether the first line is one of the history's, and no header.
+    const fn counts_first(&self) -> bool {
+        match self {
+            Self::Json(_) => false,
+            Self::Jepsen(reader) => !reader.is_empty(),
+        }
+    }
+
+    /// Reads a further line; gives whether it is one of the history's.
+    fn line(&mut self, line: &str) -> Result<bool, String> {
+        match self {
+            Self::Json(history) => {
+                history.lines.push(serde_json::from_str(line).map_err(|error| json(&error))?);
+                Ok(true)
+            }
+            Self::Jepsen(reader) => reader.line(line),
+        }
+    }
+
+    fn finish(self) -> History {
+        match self {
+            Self::Json(history) => history,
+            Self::Jepsen(reader) => reader.finish(),
+        }
+    }
+}
+
+/// What is wrong with a line of JSON; that it is one line is known.
+fn json(error: &serde_json::Error) -> String {
+    error.to_string().replace(" at line 1 column ", " at column ")
 }
 
 /// Writes a history down while it happens.

@@ -3,6 +3,7 @@
 //! The format is described in `docs/history.md`. Nothing here judges anything.
 
 mod call;
+mod jepsen;
 mod line;
 
 pub use call::{Answer, Call, Change, Compare, Event, Held, Outcome, Versioned};
