@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
-    cli::{bench, cluster, completions, events, kv, lab, lock, node, service, sim, status, up},
+    cli::{
+        bench, check, cluster, completions, events, kv, lab, lock, node, service, sim, status, up,
+    },
     server::parse_duration,
     types::Duration,
 };
@@ -106,6 +108,8 @@ pub enum Command {
     /// Break the links of nodes that were started with --lab, and heal them
     #[command(subcommand)]
     Lab(lab::LabCommand),
+    /// Judge histories of calls and answers
+    Check(check::CheckArgs),
     /// Simulate faulty clusters by seed or plan, and shrink what fails
     Sim(sim::SimArgs),
     /// Print a shell's completions

@@ -154,9 +154,7 @@ impl CheckArgs {
                 eprintln!("note: cannot write {path}: {error}; name another place with --html");
                 Ok(None)
             }
-            Err(error) => {
-                Err(Error::failed(format!("cannot write {}: {error}", path.display())))
-            }
+            Err(error) => Err(Error::failed(format!("cannot write {}: {error}", path.display()))),
         }
     }
 

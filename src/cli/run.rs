@@ -103,6 +103,7 @@ async fn carry_out(cli: Cli, found_ca: &OnceCell<PathBuf>) -> Result<u8, Error> 
         Command::Cluster(command) => command.run(&context()?).await?,
         Command::Bench(command) => command.run(&context()?).await?,
         Command::Lab(command) => command.run(&context()?).await?,
+        Command::Check(args) => return args.run(&globals),
         Command::Sim(args) => return args.run(),
         Command::Completions(args) => args.run()?,
     }

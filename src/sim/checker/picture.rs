@@ -33,7 +33,8 @@ pub fn picture(history: &History, report: &Report, title: &str) -> String {
     let page = Page::new(history, report, title);
     let data = serde_json::to_string(&page).expect("a page is plain data");
     // Nothing in the data may end the element that it stands in.
-    let data = data.replace('<', "\\u003c").replace('\u{2028}', "\\u2028").replace('\u{2029}', "\\u2029");
+    let data =
+        data.replace('<', "\\u003c").replace('\u{2028}', "\\u2028").replace('\u{2029}', "\\u2029");
     PAGE.replace("@DATA@", &data)
 }
 
@@ -170,12 +171,7 @@ fn summary(all: &[Op<'_>], drawn: usize, report: &Report) -> String {
     text
 }
 
-fn page_ops(
-    history: &History,
-    all: &[Op<'_>],
-    drawn: &[Op<'_>],
-    report: &Report,
-) -> Vec<PageOp> {
+fn page_ops(history: &History, all: &[Op<'_>], drawn: &[Op<'_>], report: &Report) -> Vec<PageOp> {
     let mut parts_of: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
     for (name, group) in split(all) {
         let Some(part) = report.parts.iter().position(|part| part.name == name) else { continue };

@@ -190,10 +190,7 @@ mod tests {
                 "jepsen.util - 1 :invoke :read nil\njepsen.util - 1 :invoke :read nil",
                 "process 1 has a call open already",
             ),
-            (
-                "jepsen.util - 1 :invoke :read nil\njepsen.util - 1 :ok :write 3",
-                "does not answer",
-            ),
+            ("jepsen.util - 1 :invoke :read nil\njepsen.util - 1 :ok :write 3", "does not answer"),
         ] {
             let error = read(text).expect_err(text);
             assert!(error.contains(what), "{text}: {error}");
