@@ -14,6 +14,7 @@ use crate::sim::{
         model::{Entry, Guard, Keys, Lock, Model, Queue, Register, Service, Stream},
         ops::{self, End, Op},
         search::{Found, Stuck, search},
+        words::touched,
     },
     history::{Answer, Call, History},
 };
@@ -232,23 +233,6 @@ fn sessions<'a>(ops: &[Op<'a>]) -> BTreeMap<u64, Vec<&'a str>> {
         }
     }
     locks
-}
-
-/// The keys that a call touches.
-fn touched(call: &Call) -> impl Iterator<Item = &str> {
-    let (one, txn) = match call {
-        Call::Get { key, .. }
-        | Call::Put { key, .. }
-        | Call::Delete { key }
-        | Call::Cas { key, .. } => (Some(key.as_str()), None),
-        Call::Txn { compares, changes, reads } => (None, Some((compares, changes, reads))),
-        _ => (None, None),
-    };
-    one.into_iter().chain(txn.into_iter().flat_map(|(compares, changes, reads)| {
-        let compares = compares.iter().map(|one| one.key.as_str());
-        let changes = changes.iter().map(|one| one.key.as_str());
-        compares.chain(changes).chain(reads.iter().map(String::as_str))
-    }))
 }
 
 /// Which keys transactions connect.

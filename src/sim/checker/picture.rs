@@ -88,6 +88,8 @@ struct PageOp {
     call: String,
     answer: String,
     short: String,
+    /// What the call is about: keys, a lock, a stream.
+    names: Vec<String>,
     parts: Vec<usize>,
 }
 
@@ -208,6 +210,7 @@ fn page_ops(history: &History, all: &[Op<'_>], drawn: &[Op<'_>], report: &Report
             short: format!("{call} → {answer}").chars().take(90).collect(),
             call,
             answer,
+            names: words::names(op.call),
             parts: parts_of.get(&op.id).cloned().unwrap_or_default(),
         }
     };

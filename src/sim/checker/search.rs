@@ -5,7 +5,10 @@
 //! on; where nothing fits before the next return it takes the last one back. Operations of
 //! unknown outcome are tried last. A place that was reached before with the same operations done,
 //! the same state and no more unknown ones used is not entered again: what did not help then does
-//! not help now.
+//! not help now. Nor is an unknown operation followed by one before which it might as well have
+//! been left out, or after which it might as well have come: that order is tried by itself.
+
+use std::collections::BTreeMap;
 
 use crate::sim::checker::{
     Budget,
@@ -87,6 +90,8 @@ struct Search<'a, M: Model> {
     done: Done,
     seen: Seen<M::State>,
     frames: Vec<Frame<M::State>>,
+    /// Of each entry that may happen, the one before it that does the same.
+    twins: Vec<Option<usize>>,
     required_left: usize,
     /// Where to look next.
     at: Cursor,
@@ -118,6 +123,7 @@ impl<'a, M: Model> Search<'a, M> {
             state: model.start(),
             done: Done::new(entries.iter().map(|entry| entry.returned != usize::MAX)),
             seen: Seen::default(),
+            twins: twins(model, entries),
             frames: Vec::new(),
             required_left,
             next_states: Vec::new(),
@@ -139,6 +145,10 @@ impl<'a, M: Model> Search<'a, M> {
                 }
                 Cursor::Optional(node) => {
                     let Some(entry) = self.optional_entry(node) else { return Step::Blocked };
+                    if self.twins[entry].is_some_and(|twin| !self.done.is_set(twin)) {
+                        self.pass();
+                        continue;
+                    }
                     entry
                 }
             };
@@ -183,6 +193,7 @@ impl<'a, M: Model> Search<'a, M> {
             // Without effect it may as well not have happened.
             states.retain(|state| *state != self.state);
         }
+        self.leave_out_reorderings(entry, &mut states);
         if !states.is_empty() {
             self.done.set(entry);
             states.retain(|state| self.seen.insert(&self.done, state));
@@ -207,6 +218,24 @@ impl<'a, M: Model> Search<'a, M> {
         }
         self.next_states = states;
         false
+    }
+
+    /// After an operation that may happen: leaves out the states that are reached without it too,
+    /// or with it after this one. Of two that may happen the earlier one comes first.
+    fn leave_out_reorderings(&self, entry: usize, states: &mut Vec<M::State>) {
+        let Some(last) = self.frames.last() else { return };
+        if states.is_empty() || self.entries[last.entry].returned != usize::MAX {
+            return;
+        }
+        let mut without = Vec::new();
+        self.model.step(&last.before, &self.entries[entry].op, &mut without);
+        let mut after = Vec::new();
+        if self.entries[entry].returned != usize::MAX || last.entry > entry {
+            for state in &without {
+                self.model.step(state, &self.entries[last.entry].op, &mut after);
+            }
+        }
+        states.retain(|state| !without.contains(state) && !after.contains(state));
     }
 
     /// Takes the last operation back and goes on behind it; `false` where there is none.
@@ -264,6 +293,16 @@ impl<'a, M: Model> Search<'a, M> {
         let order = self.blocked.order.iter().map(|entry| self.entries[*entry].id).collect();
         Stuck { entry, order, legal }
     }
+}
+
+/// Of each entry that may happen, the one before it of its class.
+fn twins<M: Model>(model: &M, entries: &[Entry<M::Op>]) -> Vec<Option<usize>> {
+    let mut last = BTreeMap::new();
+    let twin = |(at, entry): (usize, &Entry<M::Op>)| {
+        let class = model.class(&entry.op).filter(|_| entry.returned == usize::MAX)?;
+        last.insert(class, at)
+    };
+    entries.iter().enumerate().map(twin).collect()
 }
 
 /// A list from which operations are taken out and put back, in the reverse order.

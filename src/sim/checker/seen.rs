@@ -40,6 +40,14 @@ impl Done {
         }
     }
 
+    pub(crate) fn is_set(&self, entry: usize) -> bool {
+        let (words, at) = match self.place[entry] {
+            Ok(at) => (&self.required, at),
+            Err(at) => (&self.optional, at),
+        };
+        words[at as usize / 64] & (1 << (at % 64)) != 0
+    }
+
     pub(crate) fn set(&mut self, entry: usize) {
         match self.place[entry] {
             Ok(at) => {

@@ -137,6 +137,54 @@ pub(crate) fn answer(answer: &Answer) -> String {
     }
 }
 
+/// What a call is about: the keys, the lock, the session, the queue, the service, the stream.
+pub(crate) fn names(call: &Call) -> Vec<String> {
+    let mut names: Vec<String> = touched(call).map(|key| format!("key {key}")).collect();
+    match call {
+        Call::Put { require_lock: Some((lock, _)), .. }
+        | Call::Acquire { lock, .. }
+        | Call::RenewLock { lock, .. }
+        | Call::Release { lock, .. }
+        | Call::Describe { lock }
+        | Call::GuardedWrite { lock, .. } => names.push(format!("lock {lock}")),
+        _ => {}
+    }
+    match call {
+        Call::RenewSession { session }
+        | Call::CloseSession { session }
+        | Call::RenewLock { session, .. }
+        | Call::Acquire { session: Some(session), .. } => names.push(format!("session {session}")),
+        Call::Enqueue { queue, .. } | Call::Dequeue { queue } => {
+            names.push(format!("queue {queue}"));
+        }
+        Call::Register { service, .. }
+        | Call::Deregister { service, .. }
+        | Call::Resolve { service } => names.push(format!("service {service}")),
+        Call::Append { stream, .. } | Call::ReadStream { stream, .. } => {
+            names.push(format!("stream {stream}"));
+        }
+        _ => {}
+    }
+    names
+}
+
+/// The keys that a call touches.
+pub(crate) fn touched(call: &Call) -> impl Iterator<Item = &str> {
+    let (one, txn) = match call {
+        Call::Get { key, .. }
+        | Call::Put { key, .. }
+        | Call::Delete { key }
+        | Call::Cas { key, .. } => (Some(key.as_str()), None),
+        Call::Txn { compares, changes, reads } => (None, Some((compares, changes, reads))),
+        _ => (None, None),
+    };
+    one.into_iter().chain(txn.into_iter().flat_map(|(compares, changes, reads)| {
+        let compares = compares.iter().map(|one| one.key.as_str());
+        let changes = changes.iter().map(|one| one.key.as_str());
+        compares.chain(changes).chain(reads.iter().map(String::as_str))
+    }))
+}
+
 /// Whether an answer is of the kind that belongs to a call.
 pub(crate) const fn fits(call: &Call, answer: &Answer) -> bool {
     match call {

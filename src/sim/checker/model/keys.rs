@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::sim::{
     checker::{
-        model::{Entry, Model, Names, known},
+        model::{Entry, Model, Names, UNSEEN, known},
         ops::Op,
     },
     history::{Answer, Call},
@@ -50,7 +50,7 @@ impl Keys {
                 read.values = Some(vec![value]);
             }
             Call::Put { key, value, .. } => {
-                let change = (self.key(key), self.value(Some(value)));
+                let change = (self.key(key), Some(self.names.written(op, value)));
                 read.changes.push(change);
             }
             Call::Delete { key } => {
@@ -62,7 +62,7 @@ impl Keys {
             Call::Cas { key, expected, value } => {
                 let key = self.key(key);
                 read.compares.push((key, self.value(expected.as_deref())));
-                read.changes.push((key, self.value(Some(value))));
+                read.changes.push((key, Some(self.names.written(op, value))));
                 if let Some(Answer::Swapped { swapped, .. }) = answer {
                     read.succeeded = Some(*swapped);
                 }
@@ -73,7 +73,8 @@ impl Keys {
                     read.compares.push(compare);
                 }
                 for one in changes {
-                    let change = (self.key(&one.key), self.value(one.value.as_deref()));
+                    let value = one.value.as_ref().map(|value| self.names.written(op, value));
+                    let change = (self.key(&one.key), value);
                     read.changes.push(change);
                 }
                 read.reads = reads.iter().map(|key| self.key(key)).collect();
@@ -96,7 +97,7 @@ impl Model for Keys {
     type Op = KeysOp;
 
     fn read(ops: &[&Op<'_>]) -> (Self, Vec<Entry<KeysOp>>) {
-        let mut model = Self::default();
+        let mut model = Self { keys: BTreeMap::new(), names: Names::seen(ops) };
         let entries =
             ops.iter().filter_map(|op| Some(Entry::new(op, model.op(op)?))).collect::<Vec<_>>();
         (model, entries)
@@ -127,6 +128,14 @@ impl Model for Keys {
         };
         if op.values.as_ref().is_none_or(read) {
             next.push(after);
+        }
+    }
+
+    fn class(&self, op: &KeysOp) -> Option<u64> {
+        match (op.compares.as_slice(), op.changes.as_slice()) {
+            ([], [(key, None)]) => Some(2 * *key as u64),
+            ([], [(key, Some(UNSEEN))]) => Some(2 * *key as u64 + 1),
+            _ => None,
         }
     }
 

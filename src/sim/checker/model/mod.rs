@@ -13,7 +13,7 @@ mod service;
 mod stream;
 
 use core::{fmt::Debug, hash::Hash};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) use guard::Guard;
 pub(crate) use keys::Keys;
@@ -23,7 +23,10 @@ pub(crate) use register::Register;
 pub(crate) use service::Service;
 pub(crate) use stream::Stream;
 
-use crate::sim::{checker::ops::Op, history::Answer};
+use crate::sim::{
+    checker::ops::Op,
+    history::{Answer, Call},
+};
 
 /// A service as clients see it.
 pub(crate) trait Model: Sized {
@@ -40,6 +43,12 @@ pub(crate) trait Model: Sized {
 
     /// Adds the states that may follow.
     fn step(&self, state: &Self::State, op: &Self::Op, next: &mut Vec<Self::State>);
+
+    /// Which operations of unknown outcome do the same: of these only the first that is left is
+    /// tried.
+    fn class(&self, _op: &Self::Op) -> Option<u64> {
+        None
+    }
 
     /// What the operation might have been answered, in words.
     fn legal(&self, state: &Self::State, op: &Self::Op) -> String;
@@ -66,7 +75,12 @@ impl<O> Entry<O> {
 pub(crate) struct Names {
     numbers: BTreeMap<String, u32>,
     texts: Vec<String>,
+    /// What answers and compares speak of.
+    seen: BTreeSet<String>,
 }
+
+/// All values of which no answer and no compare speaks.
+const UNSEEN: u32 = u32::MAX;
 
 impl Names {
     pub(crate) fn number(&mut self, text: &str) -> u32 {
@@ -79,8 +93,39 @@ impl Names {
         number
     }
 
+    /// Names whose values matter: those that an answer or a compare speaks of.
+    fn seen(ops: &[&Op<'_>]) -> Self {
+        let mut names = Self::default();
+        let mut see = |value: &str| {
+            names.seen.insert(value.to_owned());
+        };
+        for op in ops {
+            match op.call {
+                Call::Cas { expected: Some(expected), .. } => see(expected),
+                Call::Txn { compares, .. } => {
+                    compares.iter().filter_map(|one| one.value.as_deref()).for_each(&mut see);
+                }
+                _ => {}
+            }
+            match known(op) {
+                Some(Answer::Got { value: Some(read), .. }) => see(&read.value),
+                Some(Answer::Txn { reads, .. }) => {
+                    reads.iter().flatten().for_each(|read| see(&read.value));
+                }
+                _ => {}
+            }
+        }
+        names
+    }
+
+    /// The number of a value that an operation writes: of unknown outcome, all values that nobody
+    /// speaks of are one.
+    fn written(&mut self, op: &Op<'_>, value: &str) -> u32 {
+        if op.is_unknown() && !self.seen.contains(value) { UNSEEN } else { self.number(value) }
+    }
+
     pub(crate) fn text(&self, number: u32) -> &str {
-        &self.texts[number as usize]
+        self.texts.get(number as usize).map_or("a value that nobody saw", String::as_str)
     }
 
     pub(crate) fn words(&self, value: Option<u32>) -> String {

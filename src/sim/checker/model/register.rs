@@ -2,7 +2,7 @@
 
 use crate::sim::{
     checker::{
-        model::{Entry, Model, Names, known},
+        model::{Entry, Model, Names, UNSEEN, known},
         ops::Op,
     },
     history::{Answer, Call},
@@ -28,7 +28,7 @@ impl Model for Register {
     type Op = RegisterOp;
 
     fn read(ops: &[&Op<'_>]) -> (Self, Vec<Entry<RegisterOp>>) {
-        let mut model = Self::default();
+        let mut model = Self { names: Names::seen(ops) };
         let names = &mut model.names;
         let mut entries = Vec::with_capacity(ops.len());
         for op in ops {
@@ -37,14 +37,16 @@ impl Model for Register {
                 (Call::Get { .. }, Some(Answer::Got { value, .. })) => {
                     RegisterOp::Read { value: value.as_ref().map(|read| names.number(&read.value)) }
                 }
-                (Call::Put { value, .. }, _) => RegisterOp::Write { value: names.number(value) },
+                (Call::Put { value, .. }, _) => {
+                    RegisterOp::Write { value: names.written(op, value) }
+                }
                 (Call::Delete { .. }, Some(Answer::Deleted { existed, .. })) => {
                     RegisterOp::Delete { existed: Some(*existed) }
                 }
                 (Call::Delete { .. }, _) => RegisterOp::Delete { existed: None },
                 (Call::Cas { expected, value, .. }, answer) => RegisterOp::Cas {
                     expected: expected.as_deref().map(|value| names.number(value)),
-                    value: names.number(value),
+                    value: names.written(op, value),
                     swapped: match answer {
                         Some(Answer::Swapped { swapped, .. }) => Some(*swapped),
                         _ => None,
@@ -75,6 +77,17 @@ impl Model for Register {
                 }
             }
             _ => {}
+        }
+    }
+
+    fn class(&self, op: &RegisterOp) -> Option<u64> {
+        match *op {
+            RegisterOp::Delete { .. } => Some(0),
+            RegisterOp::Write { value: UNSEEN } => Some(1),
+            RegisterOp::Cas { expected, value: UNSEEN, .. } => {
+                Some(2 + expected.map_or(0, |expected| 1 + u64::from(expected)))
+            }
+            _ => None,
         }
     }
 

@@ -164,8 +164,8 @@ impl<'j, 'a> Events<'j, 'a> {
         let words = self.judge.ops[at].words();
         let rule = match self.judge.ops[at].end {
             End::Refused { .. } => "event-refused",
+            _ if known.is_some() => "event-agree",
             End::Unknown => "event-once",
-            End::Ok(_) if known.is_some() => "event-agree",
             End::Ok(_) => "event-acknowledged",
         };
         self.tell(rule, teller, format!("{what} was appended by {words}"));
