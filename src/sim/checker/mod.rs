@@ -12,6 +12,7 @@ mod budget;
 mod model;
 mod ops;
 mod picture;
+mod refute;
 mod report;
 mod rules;
 mod search;

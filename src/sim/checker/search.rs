@@ -13,11 +13,15 @@ use std::collections::BTreeMap;
 use crate::sim::checker::{
     Budget,
     model::{Entry, Model},
+    refute::refute,
     seen::{Done, Seen},
 };
 
 /// How many different legal answers are told.
 const LEGAL_MAX: usize = 8;
+
+/// How many steps may be spent on naming further legal answers.
+const ANSWER_STEPS_MAX: u64 = 20_000;
 
 /// What a search ended with.
 #[derive(Debug)]
@@ -30,12 +34,12 @@ pub(crate) enum Found {
     OutOfBudget,
 }
 
-/// Where the search got no further.
+/// Where a history stops being legal.
 #[derive(Debug)]
 pub(crate) struct Stuck {
     /// The operation whose return no order reaches, by its place among the entries.
     pub(crate) entry: usize,
-    /// The longest order up to there, by numbers of calls.
+    /// A legal order of everything that returned before, by numbers of calls.
     pub(crate) order: Vec<u64>,
     /// What it might have been answered.
     pub(crate) legal: Vec<String>,
@@ -47,22 +51,70 @@ pub(crate) fn search<M: Model>(
     entries: &[Entry<M::Op>],
     budget: &mut Budget<'_>,
 ) -> Found {
-    let mut search = Search::new(model, entries);
-    loop {
-        if search.required_left == 0 {
-            return Found::Legal;
-        }
-        match search.forward(budget) {
-            Step::Taken => {}
-            Step::Blocked => {
-                search.note_blocked();
-                if !search.back() {
-                    return Found::Illegal(search.stuck());
-                }
-            }
-            Step::OutOfBudget => return Found::OutOfBudget,
+    if refute(model, entries, usize::MAX - 1) {
+        return Found::Illegal(stuck(model, entries, budget));
+    }
+    match Search::new(model, entries, usize::MAX - 1).run(budget) {
+        Some(true) => Found::Legal,
+        Some(false) => Found::Illegal(stuck(model, entries, budget)),
+        None => Found::OutOfBudget,
+    }
+}
+
+/// Finds the first return that makes an illegal history illegal, and what was legal there. What
+/// returns later is taken for unknown.
+fn stuck<M: Model>(model: &M, entries: &[Entry<M::Op>], budget: &mut Budget<'_>) -> Stuck {
+    let mut returns: Vec<(usize, usize)> = entries
+        .iter()
+        .enumerate()
+        .filter(|(_, entry)| entry.returned != usize::MAX)
+        .map(|(at, entry)| (entry.returned, at))
+        .collect();
+    returns.sort_unstable();
+    let (mut legal, mut illegal) = (0, returns.len());
+    // What contradicts itself at once is found at once; the search then looks before that.
+    let refuted = returns.partition_point(|(line, _)| !refute(model, entries, *line));
+    if refuted < illegal {
+        illegal = refuted + 1;
+        if let Some(Some(true)) = refuted
+            .checked_sub(1)
+            .map(|before| Search::new(model, entries, returns[before].0).run(budget))
+        {
+            legal = refuted;
         }
     }
+    while illegal - legal > 1 {
+        let middle = usize::midpoint(legal, illegal);
+        match Search::new(model, entries, returns[middle - 1].0).run(budget) {
+            Some(true) => legal = middle,
+            Some(false) => illegal = middle,
+            None => break,
+        }
+    }
+    let (line, entry) = returns[illegal - 1];
+    let mut search = Search::new(model, entries, line - 1);
+    let (mut order, mut states) = (Vec::new(), Vec::new());
+    let mut few = Budget::steps(ANSWER_STEPS_MAX);
+    while states.len() < LEGAL_MAX {
+        let budget = if states.is_empty() { &mut *budget } else { &mut few };
+        if search.run(budget) != Some(true) {
+            break;
+        }
+        if states.is_empty() {
+            order = search.frames.iter().map(|frame| entries[frame.entry].id).collect();
+        }
+        if !states.contains(&search.state) {
+            states.push(search.state.clone());
+        }
+        if !search.back() {
+            break;
+        }
+    }
+    let mut legal: Vec<String> =
+        states.iter().map(|state| model.legal(state, &entries[entry].op)).collect();
+    legal.sort();
+    legal.dedup();
+    Stuck { entry, order, legal }
 }
 
 enum Step {
@@ -82,6 +134,8 @@ struct Frame<S> {
 struct Search<'a, M: Model> {
     model: &'a M,
     entries: &'a [Entry<M::Op>],
+    /// When each returned; `usize::MAX` where it need not happen.
+    returned: Vec<usize>,
     /// Calls and returns of those that must happen, in their order.
     required: Links,
     /// Calls of those that may happen.
@@ -96,7 +150,7 @@ struct Search<'a, M: Model> {
     /// Where to look next.
     at: Cursor,
     next_states: Vec<M::State>,
-    blocked: Blocked<M::State>,
+    needs: Needs,
 }
 
 /// Where a search looks: among those that must happen, then among those that may.
@@ -106,31 +160,53 @@ enum Cursor {
     Optional(u32),
 }
 
-struct Blocked<S> {
-    entry: Option<usize>,
-    order: Vec<usize>,
-    states: Vec<S>,
-}
-
 impl<'a, M: Model> Search<'a, M> {
-    fn new(model: &'a M, entries: &'a [Entry<M::Op>]) -> Self {
-        let required_left = entries.iter().filter(|entry| entry.returned != usize::MAX).count();
-        let (required, optional) = (Links::required(entries), Links::optional(entries));
+    /// A search of what was called up to a line; what returns behind it need not happen.
+    fn new(model: &'a M, entries: &'a [Entry<M::Op>], line: usize) -> Self {
+        let returned: Vec<usize> = entries
+            .iter()
+            .map(|entry| if entry.returned <= line { entry.returned } else { usize::MAX })
+            .collect();
+        let called = |at: usize| entries[at].called <= line;
+        let must = |at: usize| returned[at] != usize::MAX;
+        let all = || (0..entries.len()).filter(|at| called(*at));
+        let required = Links::required(entries, &returned);
+        let optional = Links::optional(entries, all().filter(|at| !must(*at)));
         Self {
             model,
             entries,
             at: Cursor::Required(required.first()),
             state: model.start(),
-            done: Done::new(entries.iter().map(|entry| entry.returned != usize::MAX)),
+            done: Done::new((0..entries.len()).map(must)),
             seen: Seen::default(),
-            twins: twins(model, entries),
+            twins: twins(model, entries, all().filter(|at| !must(*at))),
             frames: Vec::new(),
-            required_left,
+            required_left: all().filter(|at| must(*at)).count(),
             next_states: Vec::new(),
-            blocked: Blocked { entry: None, order: Vec::new(), states: Vec::new() },
+            needs: Needs::new(model, entries, all().map(|at| (at, must(at)))),
+            returned,
             required,
             optional,
         }
+    }
+
+    /// Goes on to the next legal order; `None` where the budget is spent.
+    fn run(&mut self, budget: &mut Budget<'_>) -> Option<bool> {
+        loop {
+            if self.required_left == 0 {
+                return Some(true);
+            }
+            match self.forward(budget) {
+                Step::Taken => {}
+                Step::Blocked if self.back() => {}
+                Step::Blocked => return Some(false),
+                Step::OutOfBudget => return None,
+            }
+        }
+    }
+
+    fn must(&self, entry: usize) -> bool {
+        self.returned[entry] != usize::MAX
     }
 
     /// Takes the next operation that fits.
@@ -167,13 +243,8 @@ impl<'a, M: Model> Search<'a, M> {
             return None;
         }
         let entry = self.optional.entry(node);
-        let first_return = self.entries[self.first_return()?].returned;
+        let first_return = self.returned[self.required.first_return()?];
         (self.entries[entry].called < first_return).then_some(entry)
-    }
-
-    /// The operation that returns first of those that are not done.
-    fn first_return(&self) -> Option<usize> {
-        self.required.first_return()
     }
 
     fn pass(&mut self) {
@@ -188,12 +259,13 @@ impl<'a, M: Model> Search<'a, M> {
         let mut states = core::mem::take(&mut self.next_states);
         states.clear();
         self.model.step(&self.state, &self.entries[entry].op, &mut states);
-        let optional = self.entries[entry].returned == usize::MAX;
+        let optional = !self.must(entry);
         if optional {
             // Without effect it may as well not have happened.
             states.retain(|state| *state != self.state);
         }
         self.leave_out_reorderings(entry, &mut states);
+        self.leave_out_dead_ends(entry, &mut states);
         if !states.is_empty() {
             self.done.set(entry);
             states.retain(|state| self.seen.insert(&self.done, state));
@@ -212,6 +284,7 @@ impl<'a, M: Model> Search<'a, M> {
                 self.required.lift(entry);
                 self.required_left -= 1;
             }
+            self.needs.take(entry);
             self.at = Cursor::Required(self.required.first());
             self.next_states = states;
             return true;
@@ -224,18 +297,29 @@ impl<'a, M: Model> Search<'a, M> {
     /// or with it after this one. Of two that may happen the earlier one comes first.
     fn leave_out_reorderings(&self, entry: usize, states: &mut Vec<M::State>) {
         let Some(last) = self.frames.last() else { return };
-        if states.is_empty() || self.entries[last.entry].returned != usize::MAX {
+        if states.is_empty() || self.must(last.entry) {
             return;
         }
         let mut without = Vec::new();
         self.model.step(&last.before, &self.entries[entry].op, &mut without);
         let mut after = Vec::new();
-        if self.entries[entry].returned != usize::MAX || last.entry > entry {
+        if self.must(entry) || last.entry > entry {
             for state in &without {
                 self.model.step(state, &self.entries[last.entry].op, &mut after);
             }
         }
         states.retain(|state| !without.contains(state) && !after.contains(state));
+    }
+
+    /// Leaves out states that have lost what an operation that must happen still needs, where
+    /// nothing that is left can bring it back.
+    fn leave_out_dead_ends(&mut self, entry: usize, states: &mut Vec<M::State>) {
+        let mut lost = Vec::new();
+        states.retain(|state| {
+            lost.clear();
+            self.model.lost(&self.state, state, &mut lost);
+            !lost.iter().any(|thing| self.needs.misses(*thing, entry))
+        });
     }
 
     /// Takes the last operation back and goes on behind it; `false` where there is none.
@@ -249,7 +333,8 @@ impl<'a, M: Model> Search<'a, M> {
         }
         self.state = frame.before;
         self.done.unset(frame.entry);
-        if self.entries[frame.entry].returned == usize::MAX {
+        self.needs.put_back(frame.entry);
+        if !self.must(frame.entry) {
             let node = self.optional.unlift(frame.entry);
             self.at = Cursor::Optional(self.optional.next(node));
         } else {
@@ -259,50 +344,85 @@ impl<'a, M: Model> Search<'a, M> {
         }
         true
     }
-
-    /// Remembers how far the search got, judged by the return that it could not reach.
-    fn note_blocked(&mut self) {
-        let Some(entry) = self.first_return() else { return };
-        let returned = |entry: usize| self.entries[entry].returned;
-        let further = self.blocked.entry.is_none_or(|best| returned(best) < returned(entry));
-        if further
-            || (self.blocked.entry == Some(entry) && self.blocked.order.len() < self.frames.len())
-        {
-            self.blocked.order.clear();
-            self.blocked.order.extend(self.frames.iter().map(|frame| frame.entry));
-        }
-        if further {
-            self.blocked.entry = Some(entry);
-            self.blocked.states.clear();
-        }
-        if self.blocked.entry == Some(entry)
-            && self.blocked.states.len() < LEGAL_MAX
-            && !self.blocked.states.contains(&self.state)
-        {
-            self.blocked.states.push(self.state.clone());
-        }
-    }
-
-    fn stuck(&self) -> Stuck {
-        let entry = self.blocked.entry.expect("what is not legal was blocked somewhere");
-        let op = &self.entries[entry].op;
-        let mut legal: Vec<String> =
-            self.blocked.states.iter().map(|state| self.model.legal(state, op)).collect();
-        legal.sort();
-        legal.dedup();
-        let order = self.blocked.order.iter().map(|entry| self.entries[*entry].id).collect();
-        Stuck { entry, order, legal }
-    }
 }
 
 /// Of each entry that may happen, the one before it of its class.
-fn twins<M: Model>(model: &M, entries: &[Entry<M::Op>]) -> Vec<Option<usize>> {
-    let mut last = BTreeMap::new();
-    let twin = |(at, entry): (usize, &Entry<M::Op>)| {
-        let class = model.class(&entry.op).filter(|_| entry.returned == usize::MAX)?;
-        last.insert(class, at)
-    };
-    entries.iter().enumerate().map(twin).collect()
+fn twins<M: Model>(
+    model: &M,
+    entries: &[Entry<M::Op>],
+    optional: impl Iterator<Item = usize>,
+) -> Vec<Option<usize>> {
+    let (mut last, mut twins) = (BTreeMap::new(), vec![None; entries.len()]);
+    for at in optional {
+        if let Some(class) = model.class(&entries[at].op) {
+            twins[at] = last.insert(class, at);
+        }
+    }
+    twins
+}
+
+/// What operations that are left need of the state, and which of them can bring it about.
+struct Needs {
+    /// Of each entry that must happen, what it needs.
+    needed_by: Vec<Vec<u32>>,
+    /// Of each entry, what it can bring about.
+    made_by: Vec<Vec<u32>>,
+    needed: Vec<u32>,
+    made: Vec<u32>,
+}
+
+impl Needs {
+    fn new<M: Model>(
+        model: &M,
+        entries: &[Entry<M::Op>],
+        counted: impl Iterator<Item = (usize, bool)>,
+    ) -> Self {
+        let (mut needed_by, mut made_by) =
+            (vec![Vec::new(); entries.len()], vec![Vec::new(); entries.len()]);
+        let mut most = 0;
+        for (at, must) in counted {
+            model.makes(&entries[at].op, &mut made_by[at]);
+            if must {
+                model.needs(&entries[at].op, &mut needed_by[at]);
+            }
+            most = needed_by[at].iter().chain(&made_by[at]).copied().fold(most, u32::max);
+        }
+        let count = |lists: &[Vec<u32>]| {
+            let mut counts = vec![0; most as usize + 1];
+            for thing in lists.iter().flatten() {
+                counts[*thing as usize] += 1;
+            }
+            counts
+        };
+        let (needed, made) = (count(&needed_by), count(&made_by));
+        Self { needed_by, made_by, needed, made }
+    }
+
+    /// Whether somebody but an entry needs a thing that nobody but the entry can bring back.
+    fn misses(&self, thing: u32, entry: usize) -> bool {
+        let Some(needed) = self.needed.get(thing as usize) else { return false };
+        let by = |things: &[u32]| things.iter().filter(|one| **one == thing).count() as u64;
+        u64::from(*needed) > by(&self.needed_by[entry])
+            && u64::from(self.made[thing as usize]) <= by(&self.made_by[entry])
+    }
+
+    fn take(&mut self, entry: usize) {
+        for thing in &self.needed_by[entry] {
+            self.needed[*thing as usize] -= 1;
+        }
+        for thing in &self.made_by[entry] {
+            self.made[*thing as usize] -= 1;
+        }
+    }
+
+    fn put_back(&mut self, entry: usize) {
+        for thing in &self.needed_by[entry] {
+            self.needed[*thing as usize] += 1;
+        }
+        for thing in &self.made_by[entry] {
+            self.made[*thing as usize] += 1;
+        }
+    }
 }
 
 /// A list from which operations are taken out and put back, in the reverse order.
@@ -329,23 +449,23 @@ enum Node {
 const NONE: u32 = u32::MAX;
 
 impl Links {
-    fn required<O>(entries: &[Entry<O>]) -> Self {
+    fn required<O>(entries: &[Entry<O>], returned: &[usize]) -> Self {
         let mut events = Vec::new();
-        for (at, entry) in (0_u32..).zip(entries) {
-            if entry.returned != usize::MAX {
+        for ((at, entry), returned) in (0_u32..).zip(entries).zip(returned) {
+            if *returned != usize::MAX {
                 events.push((entry.called, Node::Call(at)));
-                events.push((entry.returned, Node::Return(at)));
+                events.push((*returned, Node::Return(at)));
             }
         }
         Self::new(entries.len(), events)
     }
 
-    fn optional<O>(entries: &[Entry<O>]) -> Self {
-        let optional = (0_u32..).zip(entries).filter(|(_, entry)| entry.returned == usize::MAX);
-        Self::new(
-            entries.len(),
-            optional.map(|(at, entry)| (entry.called, Node::Call(at))).collect(),
-        )
+    fn optional<O>(entries: &[Entry<O>], optional: impl Iterator<Item = usize>) -> Self {
+        let call = |at: usize| {
+            let node = Node::Call(u32::try_from(at).expect("a history is smaller"));
+            (entries[at].called, node)
+        };
+        Self::new(entries.len(), optional.map(call).collect())
     }
 
     fn new(entries: usize, mut events: Vec<(usize, Node)>) -> Self {

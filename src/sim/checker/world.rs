@@ -469,6 +469,31 @@ fn histories_of_a_service_without_faults_are_legal() {
 }
 
 #[test]
+fn the_black_box_judges_many_clients_at_once_within_few_steps() {
+    let history = legal_history(&[Family::Keys], 16, 800, 1);
+    let searched = black_box(&history, &mut Budget::steps(2_000_000));
+    assert_eq!(searched.verdict, Verdict::Legal, "{:#?}", searched.parts);
+    let mut wrong = history.clone();
+    let mut old = None;
+    // The last read of a key that found something tells what its first one told.
+    let reads = wrong.lines.iter_mut().filter_map(|line| match line {
+        Line::Return { id, outcome: Outcome::Ok(Answer::Got { value: Some(read), .. }), .. } => {
+            Some((*id, read))
+        }
+        _ => None,
+    });
+    let last = reads.fold(None, |_, (id, read)| {
+        old.get_or_insert_with(|| read.clone());
+        Some((id, read))
+    });
+    let (id, read) = last.expect("something was read");
+    *read = old.expect("something was read");
+    let searched = black_box(&wrong, &mut Budget::steps(2_000_000));
+    assert_eq!(searched.verdict, Verdict::Illegal, "{:#?}", searched.parts);
+    assert_eq!(searched.findings[0].op, Some(id));
+}
+
+#[test]
 fn a_falsified_answer_is_found_by_the_witness() {
     let (mut falsified, mut found) = (0_u64, 0_u64);
     let mut missed = BTreeMap::<String, u64>::new();

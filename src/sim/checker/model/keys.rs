@@ -10,6 +10,9 @@ use crate::sim::{
     history::{Answer, Call},
 };
 
+/// The most values of keys that are counted to foresee dead ends.
+const THINGS_MAX: u32 = 1 << 24;
+
 /// Several keys.
 #[derive(Debug, Default)]
 pub(crate) struct Keys {
@@ -37,6 +40,19 @@ impl Keys {
 
     fn value(&mut self, value: Option<&str>) -> Option<u32> {
         value.map(|value| self.names.number(value))
+    }
+
+    /// A value of a key as a thing that others may need; none for one that nobody saw, and none at
+    /// all where there are too many to count.
+    fn thing(&self, key: usize, value: Option<u32>) -> Option<u32> {
+        let value = match value {
+            None => 0,
+            Some(UNSEEN) => return None,
+            Some(value) => value + 1,
+        };
+        let width = self.names.len() + 1;
+        let thing = u32::try_from(key).ok()?.checked_mul(width)?.checked_add(value)?;
+        (thing < THINGS_MAX).then_some(thing)
     }
 
     fn op(&mut self, op: &Op<'_>) -> Option<KeysOp> {
@@ -131,7 +147,49 @@ impl Model for Keys {
         }
     }
 
+    fn needs(&self, op: &KeysOp, things: &mut Vec<u32>) {
+        if op.succeeded != Some(false) {
+            for (key, value) in &op.compares {
+                things.extend(self.thing(*key, *value));
+            }
+        }
+        // What it writes itself it need not find.
+        let own = |key: usize| {
+            op.succeeded != Some(false) && op.changes.iter().any(|(own, _)| *own == key)
+        };
+        for (key, value) in op.reads.iter().zip(op.values.iter().flatten()) {
+            if !own(*key) {
+                things.extend(self.thing(*key, *value));
+            }
+        }
+        if let (Some(false), [(key, _)]) = (op.existed, op.changes.as_slice()) {
+            things.extend(self.thing(*key, None));
+        }
+    }
+
+    fn makes(&self, op: &KeysOp, things: &mut Vec<u32>) {
+        if op.succeeded != Some(false) {
+            things.extend(op.changes.iter().filter_map(|(key, value)| self.thing(*key, *value)));
+        }
+    }
+
+    fn lost(&self, before: &Self::State, after: &Self::State, things: &mut Vec<u32>) {
+        for (key, (before, after)) in before.iter().zip(after).enumerate() {
+            if before != after {
+                things.extend(self.thing(key, *before));
+            }
+        }
+    }
+
+    fn place(&self, thing: u32) -> Option<u32> {
+        let width = self.names.len() + 1;
+        (!thing.is_multiple_of(width)).then_some(thing / width)
+    }
+
     fn class(&self, op: &KeysOp) -> Option<u64> {
+        if op.values.is_some() || op.existed.is_some() || op.succeeded.is_some() {
+            return None;
+        }
         match (op.compares.as_slice(), op.changes.as_slice()) {
             ([], [(key, None)]) => Some(2 * *key as u64),
             ([], [(key, Some(UNSEEN))]) => Some(2 * *key as u64 + 1),

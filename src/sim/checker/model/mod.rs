@@ -44,6 +44,22 @@ pub(crate) trait Model: Sized {
     /// Adds the states that may follow.
     fn step(&self, state: &Self::State, op: &Self::Op, next: &mut Vec<Self::State>);
 
+    /// Things of the state without which an operation, with its answer, cannot happen; numbers
+    /// that are small and dense.
+    fn needs(&self, _op: &Self::Op, _things: &mut Vec<u32>) {}
+
+    /// Things of the state that an operation may bring about.
+    fn makes(&self, _op: &Self::Op, _things: &mut Vec<u32>) {}
+
+    /// Things that one state has and the next has not.
+    fn lost(&self, _before: &Self::State, _after: &Self::State, _things: &mut Vec<u32>) {}
+
+    /// Which of several things exclude each other: a key's values have one number. `None` for what
+    /// may be brought about again and again.
+    fn place(&self, _thing: u32) -> Option<u32> {
+        None
+    }
+
     /// Which operations of unknown outcome do the same: of these only the first that is left is
     /// tried.
     fn class(&self, _op: &Self::Op) -> Option<u64> {
@@ -122,6 +138,11 @@ impl Names {
     /// speaks of are one.
     fn written(&mut self, op: &Op<'_>, value: &str) -> u32 {
         if op.is_unknown() && !self.seen.contains(value) { UNSEEN } else { self.number(value) }
+    }
+
+    /// How many there are.
+    fn len(&self) -> u32 {
+        u32::try_from(self.texts.len()).expect("a history is smaller")
     }
 
     pub(crate) fn text(&self, number: u32) -> &str {

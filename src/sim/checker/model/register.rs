@@ -23,6 +23,15 @@ pub(crate) enum RegisterOp {
     Cas { expected: Option<u32>, value: u32, swapped: Option<bool> },
 }
 
+/// A value as a thing that others may need; none for one that nobody saw.
+const fn thing(value: Option<u32>) -> Option<u32> {
+    match value {
+        None => Some(0),
+        Some(UNSEEN) => None,
+        Some(value) => Some(value + 1),
+    }
+}
+
 impl Model for Register {
     type State = Option<u32>;
     type Op = RegisterOp;
@@ -80,9 +89,42 @@ impl Model for Register {
         }
     }
 
+    fn needs(&self, op: &RegisterOp, things: &mut Vec<u32>) {
+        match op {
+            RegisterOp::Read { value } => things.extend(thing(*value)),
+            RegisterOp::Delete { existed: Some(false) } => things.extend(thing(None)),
+            RegisterOp::Cas { expected, swapped: Some(true), .. } => {
+                things.extend(thing(*expected));
+            }
+            _ => {}
+        }
+    }
+
+    fn makes(&self, op: &RegisterOp, things: &mut Vec<u32>) {
+        match op {
+            RegisterOp::Write { value }
+            | RegisterOp::Cas { value, swapped: None | Some(true), .. } => {
+                things.extend(thing(Some(*value)));
+            }
+            RegisterOp::Delete { existed: None | Some(true) } => things.extend(thing(None)),
+            _ => {}
+        }
+    }
+
+    fn lost(&self, before: &Self::State, after: &Self::State, things: &mut Vec<u32>) {
+        if before != after {
+            things.extend(thing(*before));
+        }
+    }
+
+    fn place(&self, thing: u32) -> Option<u32> {
+        // Absent is what any deletion brings about.
+        (thing > 0).then_some(0)
+    }
+
     fn class(&self, op: &RegisterOp) -> Option<u64> {
         match *op {
-            RegisterOp::Delete { .. } => Some(0),
+            RegisterOp::Delete { existed: None } => Some(0),
             RegisterOp::Write { value: UNSEEN } => Some(1),
             RegisterOp::Cas { expected, value: UNSEEN, .. } => {
                 Some(2 + expected.map_or(0, |expected| 1 + u64::from(expected)))
