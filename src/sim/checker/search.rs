@@ -103,13 +103,16 @@ fn stuck<M: Model>(model: &M, entries: &[Entry<M::Op>], budget: &mut Budget<'_>)
         if states.is_empty() {
             order = search.frames.iter().map(|frame| entries[frame.entry].id).collect();
         }
-        if !states.contains(&search.state) {
-            states.push(search.state.clone());
+        for state in search.states_now() {
+            if !states.contains(&state) {
+                states.push(state);
+            }
         }
         if !search.back() {
             break;
         }
     }
+    states.truncate(LEGAL_MAX);
     let mut legal: Vec<String> =
         states.iter().map(|state| model.legal(state, &entries[entry].op)).collect();
     legal.sort();
@@ -203,6 +206,17 @@ impl<'a, M: Model> Search<'a, M> {
                 Step::OutOfBudget => return None,
             }
         }
+    }
+
+    /// Where things stand, and where they stand once one more of those that may happen has.
+    fn states_now(&self) -> Vec<M::State> {
+        let mut states = vec![self.state.clone()];
+        let mut node = self.optional.first();
+        while !self.optional.is_end(node) {
+            self.model.step(&self.state, &self.entries[self.optional.entry(node)].op, &mut states);
+            node = self.optional.next(node);
+        }
+        states
     }
 
     fn must(&self, entry: usize) -> bool {

@@ -1,7 +1,7 @@
 //! Tests: a service without faults or replicas that clients use at once, so that its histories are
 //! legal by construction; and the same histories with one answer falsified.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     sim::{
@@ -473,13 +473,17 @@ fn the_black_box_judges_many_clients_at_once_within_few_steps() {
     let history = legal_history(&[Family::Keys], 16, 800, 1);
     let searched = black_box(&history, &mut Budget::steps(2_000_000));
     assert_eq!(searched.verdict, Verdict::Legal, "{:#?}", searched.parts);
-    let mut wrong = history.clone();
-    let mut old = None;
+    let gets = history.lines.iter().filter_map(|line| match line {
+        Line::Call { id, call: Call::Get { key, stale: false }, .. } if key == "k0" => Some(*id),
+        _ => None,
+    });
+    let gets: BTreeSet<u64> = gets.collect();
+    let (mut wrong, mut old) = (history.clone(), None);
     // The last read of a key that found something tells what its first one told.
     let reads = wrong.lines.iter_mut().filter_map(|line| match line {
-        Line::Return { id, outcome: Outcome::Ok(Answer::Got { value: Some(read), .. }), .. } => {
-            Some((*id, read))
-        }
+        Line::Return {
+            id, outcome: Outcome::Ok(Answer::Got { value: Some(read), .. }), ..
+        } if gets.contains(id) => Some((*id, read)),
         _ => None,
     });
     let last = reads.fold(None, |_, (id, read)| {

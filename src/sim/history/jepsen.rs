@@ -63,7 +63,7 @@ impl Reader {
 
     pub(super) fn finish(self) -> History {
         let source = "a Jepsen log".to_owned();
-        let header = Header { quorate_history: VERSION, source, label: None };
+        let header = Header { quorate_history: VERSION, source, label: None, compacts: false };
         History { header, lines: self.lines }
     }
 }

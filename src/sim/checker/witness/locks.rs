@@ -33,6 +33,8 @@ struct Grant<'a> {
 #[derive(Debug, Default)]
 struct Lock<'a> {
     grants: BTreeMap<u64, Grant<'a>>,
+    /// All acquires.
+    acquires: Vec<usize>,
     /// Acquires of unknown outcome that were not placed.
     open: Vec<usize>,
     /// Releases that happened or may have, by token.
@@ -156,6 +158,7 @@ fn collect<'a>(judge: &Judge<'a>) -> BTreeMap<&'a str, Lock<'a>> {
         match op.call {
             Call::Acquire { lock, owner, session: given, .. } => {
                 let lock = locks.entry(lock).or_default();
+                lock.acquires.push(at);
                 if let End::Ok(Answer::Acquired { fencing_token, session }) = op.end {
                     let session = given.unwrap_or(*session);
                     let grant = Grant {
@@ -226,6 +229,10 @@ impl<'a> Judging<'_, 'a> {
                 own && acquire.called < op.returned && self.judge.floors[*open].revision < *token
             };
             let Some(place) = self.lock.open.iter().position(fits) else {
+                if let Some(grant) = self.taken_back(owner, &op) {
+                    self.lock.grants.insert(*token, grant);
+                    continue;
+                }
                 let why = format!("nobody named {owner:?} can have been granted token {token}");
                 self.judge.find("lock-token-phantom", at, why, Vec::new());
                 continue;
@@ -242,6 +249,23 @@ impl<'a> Judging<'_, 'a> {
             };
             self.lock.grants.insert(*token, grant);
         }
+    }
+
+    /// A grant that nobody was answered and somebody saw: an acquire that was tried more than once
+    /// may be granted, taken back because its caller had given that attempt up, and granted anew.
+    fn taken_back(&self, owner: &str, seen: &Op<'a>) -> Option<Grant<'a>> {
+        let asked = self.lock.acquires.iter().find_map(|at| {
+            let op = &self.judge.ops[*at];
+            match op.call {
+                Call::Acquire { owner: own, .. } if own == owner && op.called < seen.returned => {
+                    Some((*at, own))
+                }
+                _ => None,
+            }
+        });
+        let (op, owner) = asked?;
+        let (line, time) = (seen.returned, seen.return_time);
+        Some(Grant { op, owner, session: None, line, time })
     }
 
     /// Whether a hold may have ended: at or below a revision where that is given, known at a line
