@@ -9,6 +9,7 @@ mod black_box;
 #[cfg(test)]
 mod brute;
 mod budget;
+mod links;
 mod model;
 mod ops;
 mod picture;
