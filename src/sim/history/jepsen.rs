@@ -1,9 +1,9 @@
 //! Reads the register histories of Jepsen's etcd tests, as knossos logs them.
 //!
 //! A line that counts is `... jepsen.util - PROCESS :TYPE :F VALUE`, as in
-//! `INFO  jepsen.util - 3 :invoke :cas [1 2]`, with blanks or tabs. Whatever stands before `jepsen.util` is passed over,
-//! and so are the nemesis and all other lines of the log. Values of independent keys are
-//! `[KEY VALUE]`. There are no times: a line is a millisecond.
+//! `INFO  jepsen.util - 3 :invoke :cas [1 2]`, with blanks or tabs. Whatever stands before
+//! `jepsen.util` is passed over, and so are the nemesis and all other lines of the log. Values of
+//! independent keys are `[KEY VALUE]`. There are no times: a line is a millisecond.
 
 use std::collections::BTreeMap;
 
