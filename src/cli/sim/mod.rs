@@ -75,6 +75,9 @@ enum SimCommand {
 
 /// Flags of `sim shrink`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  quorate sim shrink plan.jsonl\n  quorate sim shrink plan.jsonl --out small.jsonl --runs 500"
+)]
 struct ShrinkArgs {
     /// The plan
     file: PathBuf,
