@@ -5,10 +5,22 @@ use std::io::{BufRead, Write};
 
 use serde_json::Value;
 
-use crate::sim::plan::{Plan, Settings, VERSION};
+use crate::sim::{
+    plan::{Fault, Plan, Settings, Timed, VERSION},
+    workload::{Intent, Planned},
+};
 
 /// The most nodes of a simulation.
 const NODES_MAX: u64 = 7;
+
+/// The longest span of a plan, in milliseconds.
+const SPAN_MS_MAX: u64 = 3_600_000;
+/// The farthest jump of a wall clock.
+const JUMP_MS_MAX: u64 = 100 * 366 * 86_400_000;
+/// The most clients; the numbers above are the auditors'.
+const CLIENTS_MAX: u64 = 64;
+/// The most events of an append.
+const EVENTS_MAX: u64 = 1_000;
 
 /// Why a plan cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -56,16 +68,18 @@ impl Plan {
     fn add(&mut self, line: &str) -> Result<(), String> {
         let value: Value = serde_json::from_str(line).map_err(|error| error.to_string())?;
         if value.get("fault").is_some() {
-            let timed: crate::sim::plan::Timed =
-                serde_json::from_value(value).map_err(|error| error.to_string())?;
+            let timed: Timed = serde_json::from_value(value).map_err(|error| error.to_string())?;
             let known = 1..=self.settings.nodes;
             if let Some(stranger) = timed.fault.nodes().iter().find(|node| !known.contains(node)) {
                 return Err(format!("node {stranger} is none of {} nodes", self.settings.nodes));
             }
+            check_fault(&timed)?;
             self.faults.push(timed);
         } else if value.get("do").is_some() {
-            let intent = serde_json::from_value(value).map_err(|error| error.to_string())?;
-            self.intents.push(intent);
+            let planned: Planned =
+                serde_json::from_value(value).map_err(|error| error.to_string())?;
+            check_intent(&planned)?;
+            self.intents.push(planned);
         } else {
             return Err("neither a \"fault\" nor something to \"do\"".to_owned());
         }
@@ -108,6 +122,46 @@ fn read_settings(line: &str) -> Result<Settings, String> {
     Ok(settings)
 }
 
+fn check_fault(timed: &Timed) -> Result<(), String> {
+    if timed.at_ms > SPAN_MS_MAX || timed.fault.lasts_ms().is_some_and(|span| span > SPAN_MS_MAX) {
+        return Err("at_ms and for_ms are an hour at most".into());
+    }
+    match timed.fault {
+        Fault::Loss { percent, .. }
+        | Fault::Duplicate { percent, .. }
+        | Fault::Reorder { percent, .. }
+            if percent > 100 =>
+        {
+            Err(format!("{percent} of a hundred messages"))
+        }
+        Fault::Delay { up_to_ms, .. } if up_to_ms > SPAN_MS_MAX => {
+            Err("up_to_ms is an hour at most".into())
+        }
+        Fault::Jump { by_ms, .. } if by_ms.unsigned_abs() > JUMP_MS_MAX => {
+            Err("by_ms is a hundred years at most, either way".into())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_intent(planned: &Planned) -> Result<(), String> {
+    if !(1..=CLIENTS_MAX).contains(&planned.client) {
+        return Err(format!("client {}; clients are 1 to {CLIENTS_MAX}", planned.client));
+    }
+    let span = match planned.intent {
+        Intent::OpenSession { ttl_ms } | Intent::Register { ttl_ms, .. } => ttl_ms,
+        Intent::Acquire { ttl_ms, wait_ms, .. } => ttl_ms.max(wait_ms),
+        Intent::Append { count, .. } if count > EVENTS_MAX => {
+            return Err(format!("{count} events in an append; at most {EVENTS_MAX}"));
+        }
+        _ => 0,
+    };
+    if planned.think_ms.max(span) > SPAN_MS_MAX {
+        return Err("think_ms, ttl_ms and wait_ms are an hour at most".into());
+    }
+    Ok(())
+}
+
 fn check(settings: &Settings) -> Result<(), String> {
     let Settings { nodes, heartbeat_ms, election_ms, .. } = *settings;
     if !(1..=NODES_MAX).contains(&nodes) {
@@ -124,8 +178,11 @@ fn check(settings: &Settings) -> Result<(), String> {
     if settings.segment_bytes < 4_096 || settings.segment_bytes > 64 << 20 {
         return Err("segment_bytes must be from 4,096 to 64 MiB".into());
     }
-    if settings.faults_until_ms > 3_600_000 || settings.readers > 16 {
+    if settings.faults_until_ms > SPAN_MS_MAX || settings.readers > 16 {
         return Err("at most an hour of faults and 16 readers".into());
+    }
+    if settings.skew_ms.iter().any(|skew| skew.unsigned_abs() > JUMP_MS_MAX) {
+        return Err("skew_ms is a hundred years at most, either way".into());
     }
     let wild = settings.drift_ppm.iter().any(|ppm| !(-500_000..=1_000_000).contains(ppm));
     if settings.retained_revisions == 0 || settings.retained_log_bytes == 0 || wild {

@@ -54,4 +54,18 @@ fn a_wrong_line_is_named() {
     );
     assert!(refused(&format!("{settings}\n{{}}")).starts_with("line 2: neither"));
     assert!(refused(&format!("{settings}\n{{\"at_ms\":1,\"fault\":\"flood\"}}")).contains("flood"));
+    for (line, words) in [
+        ("{\"at_ms\":1,\"fault\":\"loss\",\"percent\":101,\"for_ms\":1}", "of a hundred"),
+        ("{\"at_ms\":1,\"fault\":\"pause\",\"node\":1,\"for_ms\":18446744073709551615}", "an hour"),
+        ("{\"at_ms\":1,\"fault\":\"jump\",\"node\":1,\"by_ms\":-9223372036854775808}", "years"),
+        ("{\"client\":900,\"think_ms\":1,\"do\":\"renew_session\"}", "client 900"),
+        ("{\"client\":1,\"think_ms\":1,\"do\":\"open_session\",\"ttl_ms\":9999999}", "an hour"),
+        (
+            "{\"client\":1,\"think_ms\":1,\"do\":\"append\",\"stream\":\"e\",\"count\":1e9}",
+            "line 2",
+        ),
+    ] {
+        let refused = refused(&format!("{settings}\n{line}"));
+        assert!(refused.starts_with("line 2: ") && refused.contains(words), "{refused}");
+    }
 }
