@@ -122,8 +122,9 @@ fn judge(history: &History, counts: &mut Counts) -> Option<Broken> {
         return Some(Broken::new(finding.rule, finding.words.clone()));
     }
     let unsure = report.parts.iter().filter(|part| part.verdict == Verdict::Unknown);
-    counts.add_events("black box out of budget", unsure.count() as u64);
-    counts.add_events("black box proofs", report.parts.len() as u64);
+    let unsure = unsure.count() as u64;
+    counts.add_events("black box out of budget", unsure);
+    counts.add_events("black box proofs", report.parts.len() as u64 - unsure);
     None
 }
 

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::sim::{
-    plan::{Plan, Timed},
+    plan::{Plan, SPAN_MS_MAX, Timed},
     run::run,
     workload::Planned,
 };
@@ -178,7 +178,8 @@ fn in_time(plan: &Plan, left: Vec<Planned>) -> Vec<Planned> {
     for planned in &plan.intents {
         match left.next_if(|next| next == planned) {
             Some(mut kept) => {
-                kept.think_ms += spared.remove(&kept.client).unwrap_or(0);
+                let spared = spared.remove(&kept.client).unwrap_or(0);
+                kept.think_ms = kept.think_ms.saturating_add(spared).min(SPAN_MS_MAX);
                 out.push(kept);
             }
             None => *spared.entry(planned.client).or_default() += planned.think_ms,

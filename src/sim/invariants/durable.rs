@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     node::replica::WalJob,
-    raft::{HardState, Restored},
+    raft::{HardState, LogStart, Restored},
     types::{LogIndex, Term},
 };
 
@@ -14,7 +14,7 @@ use crate::{
 pub(crate) enum DurableChange {
     Append {
         hard: HardState,
-        reset_to: Option<LogIndex>,
+        reset_to: Option<LogStart>,
         truncate_from: Option<LogIndex>,
         entries: Vec<(LogIndex, Term)>,
     },
@@ -26,7 +26,7 @@ impl DurableChange {
         match job {
             WalJob::Append(append) => Self::Append {
                 hard: append.hard,
-                reset_to: append.reset_to.map(|start| start.index),
+                reset_to: append.reset_to,
                 truncate_from: append.truncate_from,
                 entries: append.entries.iter().map(|entry| (entry.index, entry.term)).collect(),
             },
@@ -55,9 +55,11 @@ impl DurableLog {
         match change {
             DurableChange::Append { hard, reset_to, truncate_from, entries } => {
                 self.hard = hard;
-                if let Some(start) = reset_to {
-                    self.start = start;
-                    self.entries = self.entries.split_off(&start.next());
+                if let Some(LogStart { index, term, .. }) = reset_to {
+                    let connects = index <= self.start || self.entries.get(&index) == Some(&term);
+                    let behind = self.entries.split_off(&index.next());
+                    self.entries = if connects { behind } else { BTreeMap::new() };
+                    self.start = index;
                 }
                 if let Some(from) = truncate_from {
                     self.entries.split_off(&from);

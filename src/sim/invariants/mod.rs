@@ -3,6 +3,7 @@
 //! Each rule has a name, by which a shrunk plan is known to break the same one.
 
 mod durable;
+mod matching;
 mod raft;
 mod state;
 
@@ -42,6 +43,8 @@ pub(crate) struct Checks {
     leaders: BTreeMap<Term, NodeId>,
     /// Every committed entry: its term, and a hash of what it holds.
     committed: BTreeMap<LogIndex, (Term, u64)>,
+    /// Every entry that was appended: the term before it, where known, and a hash of its content.
+    seen: BTreeMap<(LogIndex, Term), (Option<Term>, u64)>,
     /// The state after an entry, wherever a node stopped to look.
     states: BTreeMap<LogIndex, u64>,
     locks: state::Locks,
@@ -53,6 +56,7 @@ impl Checks {
             nodes,
             leaders: BTreeMap::new(),
             committed: BTreeMap::new(),
+            seen: BTreeMap::new(),
             states: BTreeMap::new(),
             locks: state::Locks::default(),
         }

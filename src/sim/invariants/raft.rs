@@ -182,7 +182,7 @@ fn log_matching(one: &Raft, other: &Raft) -> Result<(), Broken> {
 }
 
 /// A hash of what an entry holds.
-fn content(entry: &Entry) -> u64 {
+pub(super) fn content(entry: &Entry) -> u64 {
     match &entry.payload {
         Payload::Command(bytes) => xxhash_rust::xxh3::xxh3_64(bytes),
         other => {

@@ -1,7 +1,10 @@
 //! Plans as JSON lines: the settings, then faults (`{"at_ms":..,"fault":..}`) and intents
 //! (`{"client":..,"think_ms":..,"do":..}`) in any mixture.
 
-use std::io::{BufRead, Write};
+use std::{
+    collections::BTreeSet,
+    io::{BufRead, Write},
+};
 
 use serde_json::Value;
 
@@ -14,7 +17,11 @@ use crate::sim::{
 const NODES_MAX: u64 = 7;
 
 /// The longest span of a plan, in milliseconds.
-const SPAN_MS_MAX: u64 = 3_600_000;
+pub(crate) const SPAN_MS_MAX: u64 = 3_600_000;
+/// The longest TTL or wait of an intent.
+const TTL_MS_MAX: u64 = 60_000;
+/// The longest name of a key, lock, service or stream.
+const NAME_BYTES_MAX: usize = 64;
 /// The farthest jump of a wall clock.
 const JUMP_MS_MAX: u64 = 100 * 366 * 86_400_000;
 /// The most clients; the numbers above are the auditors'.
@@ -62,6 +69,7 @@ impl Plan {
         let what = "a plan begins with its settings, {\"quorate_plan\":1,...}".to_owned();
         let mut plan = plan.ok_or(PlanError::Line { line: 1, what })?;
         plan.faults.sort_by_key(|timed| timed.at_ms);
+        plan.check_disks().map_err(|what| PlanError::Line { line: 1, what })?;
         Ok(plan)
     }
 
@@ -82,6 +90,22 @@ impl Plan {
             self.intents.push(planned);
         } else {
             return Err("neither a \"fault\" nor something to \"do\"".to_owned());
+        }
+        Ok(())
+    }
+
+    /// A majority of disks stays whole: else nothing need hold.
+    fn check_disks(&self) -> Result<(), String> {
+        let lost = self.faults.iter().filter_map(|timed| match timed.fault {
+            Fault::Wipe { node, .. } | Fault::BitFlip { node, .. } => Some(node),
+            _ => None,
+        });
+        let lost = lost.collect::<BTreeSet<u64>>().len() as u64;
+        if 2 * lost >= self.settings.nodes {
+            return Err(format!(
+                "{lost} of {} disks are lost; a majority must stay whole",
+                self.settings.nodes
+            ));
         }
         Ok(())
     }
@@ -156,10 +180,40 @@ fn check_intent(planned: &Planned) -> Result<(), String> {
         }
         _ => 0,
     };
-    if planned.think_ms.max(span) > SPAN_MS_MAX {
-        return Err("think_ms, ttl_ms and wait_ms are an hour at most".into());
+    if planned.think_ms > SPAN_MS_MAX || span > TTL_MS_MAX {
+        return Err("think_ms is an hour at most, ttl_ms and wait_ms a minute".into());
+    }
+    if names(&planned.intent).iter().any(|name| name.is_empty() || name.len() > NAME_BYTES_MAX) {
+        return Err(format!("names have 1 to {NAME_BYTES_MAX} bytes"));
     }
     Ok(())
+}
+
+/// What an intent names; reading all streams names none.
+fn names(intent: &Intent) -> Vec<&str> {
+    match intent {
+        Intent::Get { key, .. }
+        | Intent::Put { key }
+        | Intent::Delete { key }
+        | Intent::Cas { key } => vec![key],
+        Intent::PutLocked { key, lock } => vec![key, lock],
+        Intent::Txn { keys } => keys.iter().map(String::as_str).collect(),
+        Intent::Acquire { lock, .. }
+        | Intent::GuardedWrite { lock }
+        | Intent::RenewLock { lock }
+        | Intent::Release { lock }
+        | Intent::ReleaseWrongly { lock }
+        | Intent::Describe { lock } => vec![lock],
+        Intent::Register { service, .. }
+        | Intent::Deregister { service }
+        | Intent::Resolve { service } => vec![service],
+        Intent::Append { stream, .. } => vec![stream],
+        Intent::OpenSession { .. }
+        | Intent::RenewSession
+        | Intent::CloseSession
+        | Intent::ReadStream { .. }
+        | Intent::Compact { .. } => Vec::new(),
+    }
 }
 
 fn check(settings: &Settings) -> Result<(), String> {
@@ -175,8 +229,8 @@ fn check(settings: &Settings) -> Result<(), String> {
     if ![settings.latency_us, settings.sync_us, settings.apply_us].into_iter().all(ordered) {
         return Err("latency_us, sync_us and apply_us rise, to ten seconds at most".into());
     }
-    if settings.segment_bytes < 4_096 || settings.segment_bytes > 64 << 20 {
-        return Err("segment_bytes must be from 4,096 to 64 MiB".into());
+    if settings.segment_bytes < 4_096 || settings.segment_bytes > 1 << 20 {
+        return Err("segment_bytes must be from 4,096 to 1 MiB".into());
     }
     if settings.faults_until_ms > SPAN_MS_MAX || settings.readers > 16 {
         return Err("at most an hour of faults and 16 readers".into());

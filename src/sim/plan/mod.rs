@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 pub use draw::draw;
 pub use fault::{DiskFault, Fault, FaultFamily};
 pub use file::PlanError;
+pub(crate) use file::SPAN_MS_MAX;
 
 use crate::sim::workload::Planned;
 

@@ -58,7 +58,7 @@ impl World {
         }
         process.applying = true;
         let boot = Boot { node, count: process.boot };
-        let span = Duration::from_micros(from + me.rng.below(to - from + 1));
+        let span = Duration::from_micros(from + me.apply_rng.below(to - from + 1));
         let at = self.now.after(span).max(me.slow_until);
         self.at(at, Happening::Applied { boot });
     }

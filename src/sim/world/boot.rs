@@ -103,7 +103,8 @@ impl World {
         let view = View::new(machine.store().snapshot());
         let (founded, registered) = match learn(&view, &directory)? {
             Learned::Members { registered, .. } => (true, registered),
-            Learned::Nothing | Learned::Foreign(_) => (false, false),
+            Learned::Nothing => (false, false),
+            Learned::Foreign(words) => return Err(start::Error::Fatal(words)),
         };
         me.cluster = directory.cluster_id();
         let recovered = Recovered {
@@ -165,9 +166,13 @@ impl World {
             && let (Some(wal), Some(writing)) = (process.wal.as_mut(), process.writing.take())
             && me.rng.below(2) == 0
         {
-            // It goes while a write is under way.
-            let fault = if me.rng.below(2) == 0 { Fault::Write } else { Fault::Sync };
-            me.files.fail(fault, 0);
+            // It goes while a write is under way, or when all is durable and nobody was told.
+            match me.rng.below(4) {
+                0 => me.files.fail(Fault::Write, 0),
+                1 => me.files.fail(Fault::Sync, 0),
+                2 => me.files.fail(Fault::Torn, 0),
+                _ => {}
+            }
             let mut written = crate::node::wal_writer::Written::default();
             let jobs = writing.jobs.into_iter().flatten().collect();
             if crate::node::wal_writer::write(wal, jobs, &mut written).is_ok() {
@@ -192,7 +197,7 @@ impl World {
         let Some(process) = self.nodes[node].process.as_deref_mut() else { return };
         process.inbox.push_back(event);
         // A thread that sleeps takes a moment to wake.
-        let moment = Duration::from_micros(10 + self.nodes[node].rng.below(90));
+        let moment = Duration::from_micros(10 + self.nodes[node].wake_rng.below(90));
         self.wake(node, moment);
     }
 }

@@ -60,7 +60,7 @@ pub(super) struct Attempt {
 #[derive(Debug)]
 pub(super) struct Clients {
     clients: Vec<Actor>,
-    rng: Rng,
+    root: Rng,
     /// The largest token that each guarded resource has seen.
     resources: BTreeMap<String, u64>,
 }
@@ -71,6 +71,7 @@ struct Actor {
     /// Its number in the history.
     number: u64,
     intents: VecDeque<Planned>,
+    rng: Rng,
     node: usize,
     open: Option<Open>,
 }
@@ -93,29 +94,28 @@ struct Open {
 
 impl Clients {
     pub(super) fn new(plan: &Plan) -> Self {
+        let root = Rng::new(plan.settings.seed).stream("clients");
         let mut clients: BTreeMap<u64, Actor> = BTreeMap::new();
         for planned in &plan.intents {
             let actor = clients.entry(planned.client).or_insert_with(|| Actor {
                 client: Client::new(planned.client),
                 number: planned.client,
                 intents: VecDeque::new(),
+                rng: root.stream(&format!("client {}", planned.client)),
                 node: (planned.client % plan.settings.nodes) as usize,
                 open: None,
             });
             actor.intents.push_back(planned.clone());
         }
-        Self {
-            clients: clients.into_values().collect(),
-            rng: Rng::new(plan.settings.seed).stream("clients"),
-            resources: BTreeMap::new(),
-        }
+        Self { clients: clients.into_values().collect(), root, resources: BTreeMap::new() }
     }
 
     /// Adds a client with intents of its own, beginning at a node.
     pub(super) fn add(&mut self, number: u64, node: usize, intents: Vec<Planned>) -> usize {
         let client = Client::new(number);
         let intents = intents.into();
-        self.clients.push(Actor { client, number, intents, node, open: None });
+        let rng = self.root.stream(&format!("client {number}"));
+        self.clients.push(Actor { client, number, intents, rng, node, open: None });
         self.clients.len() - 1
     }
 
@@ -181,7 +181,7 @@ impl World {
             _ => Duration::ZERO,
         };
         let request_id = Uuid::from_u128(
-            u128::from(self.clients.rng.next_u64()) << 64 | u128::from(self.clients.rng.next_u64()),
+            u128::from(actor.rng.next_u64()) << 64 | u128::from(actor.rng.next_u64()),
         );
         let until = self.now.after(PATIENCE + wait);
         self.tell(|| format!("c{}: call {id}: {}", client + 1, checker::call_in_words(&call)));
@@ -198,8 +198,9 @@ impl World {
         });
         if guarded {
             // Now and then it takes long enough for the lock to be lost on the way.
-            let most = if self.clients.rng.below(5) == 0 { 5_000 } else { 100 };
-            let span = Duration::from_millis(self.clients.rng.below(most));
+            let rng = &mut self.clients.clients[client].rng;
+            let most = if rng.below(5) == 0 { 5_000 } else { 100 };
+            let span = Duration::from_millis(rng.below(most));
             self.after(span, Happening::Client { client, due: Due::Resource { call: id } });
         } else {
             self.attempt(client);
@@ -239,11 +240,15 @@ impl World {
         open.attempt += 1;
         let (call, id, attempt) = (open.call.clone(), open.id, open.attempt);
         let request_id = open.request_id.clone();
-        let Some(process) = self.nodes[node].process.as_deref_mut() else {
+        if self.nodes[node].process.is_none() {
             return self.elsewhere(client);
-        };
+        }
         let at = Attempt { client, call: id, attempt };
+        if self.nodes[node].paused_until.is_some() && answers::is_stale(&call) {
+            return self.elsewhere(client);
+        }
         if answers::is_stale(&call) {
+            let process = self.nodes[node].process.as_deref().expect("as just seen");
             let view = View::new(process.store.snapshot());
             let answer = answers::read(&view, &call);
             return self.finish(client, Outcome::Ok(answer));
@@ -307,11 +312,14 @@ impl World {
     fn elsewhere(&mut self, client: usize) {
         let nodes = self.nodes.len();
         let actor = &mut self.clients.clients[client];
-        actor.node = (actor.node + 1) % nodes;
+        // Who audits a node asks that one alone.
+        if !self.phase.is_audit() {
+            actor.node = (actor.node + 1) % nodes;
+        }
         let open = actor.open.as_mut().expect("it is open");
         (open.at, open.renewing) = (None, false);
         let call = open.id;
-        let span = Duration::from_millis(20 + self.clients.rng.below(100));
+        let span = Duration::from_millis(20 + actor.rng.below(100));
         self.after(span, Happening::Client { client, due: Due::Retry { call } });
     }
 

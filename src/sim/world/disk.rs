@@ -33,7 +33,7 @@ impl World {
         }
         process.writing = Some(Writing { jobs: process.writes.drain(..).collect() });
         let boot = Boot { node, count: process.boot };
-        let span = Duration::from_micros(from + me.rng.below(to - from + 1));
+        let span = Duration::from_micros(from + me.sync_rng.below(to - from + 1));
         let at = self.now.after(span).max(me.stalled_until);
         self.at(at, Happening::Synced { boot });
     }
@@ -86,14 +86,14 @@ impl World {
         let store = std::sync::Arc::clone(&process.store);
         let job = Persist { index: process.feed.head().index, commits: store.commits(), store };
         let boot = Boot { node, count: process.boot };
-        let span = Duration::from_micros(500 + me.rng.below(50_000));
+        let span = Duration::from_micros(500 + me.sync_rng.below(50_000));
         let at = self.now.after(span).max(me.stalled_until);
         self.at(at, Happening::Persisted { boot, job });
     }
 
     pub(super) fn state_persisted(&mut self, boot: Boot, job: Persist) {
-        let paused = self.nodes[boot.node].running(boot.count).is_some();
-        if let (true, Some(until)) = (paused, self.nodes[boot.node].paused_until) {
+        let runs = self.nodes[boot.node].running(boot.count).is_some();
+        if let (true, Some(until)) = (runs, self.nodes[boot.node].paused_until) {
             self.at(until, Happening::Persisted { boot, job });
             return;
         }

@@ -146,6 +146,11 @@ impl World {
             }
         }
         let want = |client, intent| Planned { client, think_ms: 0, intent };
+        let ttl = |planned: &Planned| match planned.intent {
+            Intent::Acquire { ttl_ms, .. } | Intent::OpenSession { ttl_ms } => ttl_ms,
+            _ => 0,
+        };
+        let longest = self.plan.intents.iter().map(ttl).max().unwrap_or(0).max(5_000);
         let mut first = true;
         for node in 0..self.nodes.len() {
             if self.nodes[node].lost {
@@ -160,11 +165,11 @@ impl World {
             if core::mem::take(&mut first) {
                 for lock in &locks {
                     let lock = lock.clone();
-                    // The longest TTL of a workload, and an election.
+                    // The longest TTL of the workload, and an election.
                     let acquire = Intent::Acquire {
                         lock: lock.clone(),
                         ttl_ms: 5_000,
-                        wait_ms: 15_000,
+                        wait_ms: longest + 10_000,
                         in_session: false,
                     };
                     intents.extend([acquire, Intent::Release { lock }]);
@@ -196,8 +201,8 @@ impl World {
             let process = node.process.as_ref()?;
             let view = View::new(crate::machine::store::Store::snapshot(process.store.as_ref()));
             let head = view.head().expect("memory is readable");
-            let hash = view.state_hash(head.revision).expect("memory is readable").ok()?;
-            Some((process.store.hash(), hash))
+            let hash = view.state_hash(head.revision).expect("memory is readable");
+            Some((process.store.hash(), hash.expect("the head is never compacted")))
         });
         let first = hashes.next();
         if hashes.any(|hash| Some(&hash) != first.as_ref()) {

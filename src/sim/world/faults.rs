@@ -1,5 +1,5 @@
-//! The faults of the plan strike and end. What has nothing to strike is passed over, and not
-//! counted as fired.
+//! The faults of the plan strike and end. What needs a process to strike is passed over where none
+//! runs, and not counted as fired.
 
 use crate::{
     sim::plan::{DiskFault, Fault},
@@ -15,7 +15,7 @@ impl World {
             return;
         }
         let fault = self.plan.faults[at].fault.clone();
-        let fired = self.carry_fault_out(at, &fault);
+        let fired = self.carry_fault_out(&fault);
         if fired {
             self.counts.fault(&fault);
             if let Some(span) = fault.lasts_ms() {
@@ -25,7 +25,7 @@ impl World {
     }
 
     /// Whether it struck anything.
-    fn carry_fault_out(&mut self, at: usize, fault: &Fault) -> bool {
+    fn carry_fault_out(&mut self, fault: &Fault) -> bool {
         let until = |for_ms: u64| self.now.after(Duration::from_millis(for_ms));
         match *fault {
             Fault::Crash { node, for_ms } => {
@@ -66,13 +66,13 @@ impl World {
             }
             Fault::Stall { node, for_ms } => {
                 let (node, until) = (index(node), until(for_ms));
-                self.nodes[node].stalled_until = until;
+                self.nodes[node].stalled_until = until.max(self.nodes[node].stalled_until);
                 self.note(Some(node), "its disk stands still");
                 true
             }
             Fault::SlowApply { node, for_ms } => {
                 let (node, until) = (index(node), until(for_ms));
-                self.nodes[node].slow_until = until;
+                self.nodes[node].slow_until = until.max(self.nodes[node].slow_until);
                 true
             }
             Fault::Short { node, for_ms } => {
@@ -83,9 +83,8 @@ impl World {
                 let looks = for_ms / 1_000;
                 for look in 1..=looks {
                     let at = Self::look_interval() * u32::try_from(look).unwrap_or(1);
-                    self.after(at, Happening::FaultEnds(self.plan.faults.len() + node));
+                    self.after(at, Happening::Room { node });
                 }
-                let _ = at;
                 true
             }
             Fault::Partition { ref side, silent, .. } => {
@@ -128,14 +127,16 @@ impl World {
     }
 
     pub(super) fn fault_ends(&mut self, at: usize) {
-        if at >= self.plan.faults.len() {
-            return self.look_at_room(at - self.plan.faults.len());
-        }
         if self.phase != Phase::Faults {
             return;
         }
         match self.plan.faults[at].fault.clone() {
-            Fault::Pause { node, .. } => self.resume(index(node)),
+            Fault::Pause { node, .. } => {
+                let node = index(node);
+                if self.nodes[node].paused_until.is_some_and(|until| until <= self.now) {
+                    self.resume(node);
+                }
+            }
             Fault::Disk { node, .. } => {
                 let node = index(node);
                 self.nodes[node].files.heal();

@@ -36,11 +36,16 @@ use self::{
     readers::Readers,
 };
 
+/// The most that may happen at one moment: a driver that never sleeps is found out.
+const AT_ONCE_MAX: u64 = 100_000;
+
 /// Something that is to happen.
 #[derive(Debug)]
 enum Happening {
     /// A fault of the plan.
     Fault(usize),
+    /// The guard of a node's room looks.
+    Room { node: usize },
     /// A fault ends.
     FaultEnds(usize),
     /// A node starts.
@@ -108,6 +113,8 @@ pub(crate) struct World {
     recorder: Recorder,
     checks: Checks,
     counts: Counts,
+    /// How much has happened since time moved on.
+    at_once: u64,
     phase: Phase,
     /// A call that was not served though nothing was wrong any more.
     unserved: Option<String>,
@@ -132,6 +139,7 @@ impl World {
                 .compacting(),
             checks: Checks::new(plan.settings.nodes),
             counts: Counts::default(),
+            at_once: 0,
             phase: Phase::Faults,
             unserved: None,
             trace: traced.then(Vec::new),
@@ -161,7 +169,14 @@ impl World {
     /// Runs to the end.
     pub(crate) fn run(&mut self) -> Result<(), Broken> {
         while let Some(Reverse(next)) = self.queue.pop() {
-            self.now = self.now.max(next.at);
+            if next.at > self.now {
+                (self.now, self.at_once) = (next.at, 0);
+            }
+            self.at_once += 1;
+            if self.at_once > AT_ONCE_MAX {
+                let words = format!("{AT_ONCE_MAX} things happened at once: {:?}", next.what);
+                return Err(Broken::new("time-moves", words));
+            }
             self.happens(next.what)?;
             if self.phase == Phase::Over {
                 return Ok(());
@@ -174,6 +189,7 @@ impl World {
         match what {
             Happening::Fault(at) => self.strike(at),
             Happening::FaultEnds(at) => self.fault_ends(at),
+            Happening::Room { node } => self.look_at_room(node),
             Happening::Start { node } => self.start(node)?,
             Happening::Turn { boot, wake } => self.turn(boot, wake)?,
             Happening::Synced { boot } => self.log_synced(boot)?,

@@ -32,7 +32,11 @@ pub(super) struct Boot {
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) clock: Clock,
+    /// Chance: of crashes and starts, of how long threads take to wake, of the disk, of applying.
     pub(super) rng: Rng,
+    pub(super) wake_rng: Rng,
+    pub(super) sync_rng: Rng,
+    pub(super) apply_rng: Rng,
     pub(super) files: MemoryFiles,
     pub(super) store: Arc<SimStore>,
     pub(super) incarnation: Uuid,
@@ -131,6 +135,9 @@ impl Node {
             stalled_until: Instant::ZERO,
             slow_until: Instant::ZERO,
             short_until: Instant::ZERO,
+            wake_rng: rng.stream("wake"),
+            sync_rng: rng.stream("sync"),
+            apply_rng: rng.stream("apply"),
             rng,
         }
     }

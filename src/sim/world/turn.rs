@@ -3,7 +3,7 @@
 
 use crate::{
     node::{
-        replica::{Event, Jobs},
+        replica::{Event, Jobs, WalJob},
         space::Shortage,
     },
     raft::RoleKind,
@@ -71,7 +71,7 @@ impl World {
             }
             self.tell(|| line);
         }
-        self.check_turn(node)?;
+        self.check_turn(node, &jobs)?;
         self.carry_out(node, jobs);
         let process = self.nodes[node].process.as_deref().expect("nothing ends it here");
         let deadline = process.replica.next_deadline(shown, wall);
@@ -81,12 +81,17 @@ impl World {
         Ok(())
     }
 
-    fn check_turn(&mut self, node: usize) -> Result<(), Broken> {
+    fn check_turn(&mut self, node: usize, jobs: &Jobs) -> Result<(), Broken> {
         let process = self.nodes[node].process.as_deref_mut().expect("it took a turn");
         process.replica.raft().check_invariants();
         let Some(process) = self.nodes[node].process.as_deref() else { return Ok(()) };
         let durable: Vec<_> = self.nodes.iter().map(|node| &node.durable).collect();
         let (raft, status) = (process.replica.raft(), process.replica.status());
+        for job in &jobs.wal {
+            if let WalJob::Append(append) = job {
+                self.checks.appended(node, raft, append)?;
+            }
+        }
         let grown = self.checks.stepped(node, raft, status, &process.grown, &durable)?;
         self.nodes[node].process.as_deref_mut().expect("as above").grown = grown;
         Ok(())

@@ -36,6 +36,8 @@ pub enum Fault {
     Sync,
     /// A sync of the directory fails.
     SyncDirectory,
+    /// A sync of a file fails half way: a crash decides by sector what it made durable.
+    Torn,
     /// The disk is full: a write or a creation fails.
     Full,
 }
@@ -366,12 +368,14 @@ impl File for MemoryFile {
     fn sync_data(&mut self) -> io::Result<()> {
         let fault = self.with(|disk| {
             disk.syncs += 1;
-            Ok(disk.strikes(&[Fault::Sync]))
+            Ok(disk.strikes(&[Fault::Sync, Fault::Torn]))
         })?;
         self.with_data(|data| {
-            if fault.is_some() {
-                // The kernel marks the pages clean all the same; they stay visible till a crash.
-                data.dirty.clear();
+            if let Some(fault) = fault {
+                if fault == Fault::Sync {
+                    // The kernel marks the pages clean all the same; they stay visible till a crash.
+                    data.dirty.clear();
+                }
                 return Err(broken());
             }
             data.sync();
