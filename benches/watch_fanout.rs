@@ -12,17 +12,19 @@ use std::sync::{
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use prost::Message as _;
 use quorate::{
-    machine::{Change, ChangeKind, Space},
+    machine::{Change, ChangeKind, Space, store::StoreError},
     node::{Feed, FeedHead, Published},
     observe::{Metrics, ReaderKind},
-    pb::kv::v1::{KeyValue, KvEvent, WatchResponse, kv_event::Kind},
+    pb::{
+        command::v1::Refusal,
+        kv::v1::{KeyValue, KvEvent, WatchResponse, kv_event::Kind},
+    },
     streaming::{Cursor, Piece, Source, Terms, Update, follow, gather},
     types::{KeyRange, LogIndex, Revision},
 };
 use tokio::sync::Notify;
 use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 
 /// How many changes the writer publishes at once; what a busy applier takes in one batch.
 const CHANGES: u64 = 64;
@@ -48,8 +50,8 @@ impl Source for Live {
         place.value()
     }
 
-    fn history(&self, _: Revision) -> Result<Piece<Self>, Status> {
-        Err(Status::internal("a watcher fell behind, which this measures nothing of"))
+    fn history(&self, _: Revision) -> Result<Result<Piece<Self>, Refusal>, StoreError> {
+        Err(StoreError("a watcher fell behind, which this measures nothing of".to_owned()))
     }
 
     fn live(&self, after: Revision) -> Option<Piece<Self>> {

@@ -213,7 +213,7 @@ impl Sweep {
                 self.over.store(true, Ordering::Relaxed);
             }
         }
-        if std::io::stderr().is_terminal() && state.done % 50 == 0 {
+        if std::io::stderr().is_terminal() && state.done.is_multiple_of(50) {
             let rate = state.done as f64 / began.elapsed().as_secs_f64().max(0.001);
             eprint!(
                 "\r{} of {seeds} seeds, {rate:.1}/s, {} failed ",
@@ -236,7 +236,7 @@ impl ShrinkArgs {
         println!("breaks {broken}");
         let terminal = std::io::stderr().is_terminal();
         let mut told = |progress: Progress| {
-            if terminal && progress.runs % 10 == 0 {
+            if terminal && progress.runs.is_multiple_of(10) {
                 let Progress { runs, faults, intents } = progress;
                 eprint!("\r{runs} runs: {faults} faults, {intents} intents left   ");
             }

@@ -136,8 +136,8 @@ impl Checks {
         for (&index, &term) in promised.entries.range(first..) {
             let kept = raft.term_at(index);
             // A log that was begun anew, or replaced, in a write that nobody was told of is later.
-            if kept != Some(term) && !kept.is_some_and(|kept| kept > term) && hard.term == was.term
-            {
+            let later = kept.is_some_and(|kept| kept > term);
+            if kept != Some(term) && !later && hard.term == was.term {
                 let words = format!(
                     "n{} had {index:?} of {term:?} durable and starts with {kept:?} there",
                     node + 1

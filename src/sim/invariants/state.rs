@@ -16,6 +16,9 @@ use crate::{
     types::LogIndex,
 };
 
+/// Who waits since when: session, owner and time. Who leaves and comes back is another one.
+type Waiter = (u64, String, Option<prost_types::Timestamp>);
+
 /// The locks as the log's changes tell, by name.
 #[derive(Debug, Default)]
 pub(super) struct Locks {
@@ -25,7 +28,7 @@ pub(super) struct Locks {
     held: BTreeMap<Vec<u8>, (u64, u64)>,
     largest: BTreeMap<Vec<u8>, u64>,
     /// Who waited where, in line, when it was last looked at.
-    lines: BTreeMap<Vec<u8>, Vec<(u64, String)>>,
+    lines: BTreeMap<Vec<u8>, Vec<Waiter>>,
 }
 
 impl Checks {
@@ -141,21 +144,28 @@ impl Locks {
     /// a waiter behind.
     fn line_moved(&mut self, key: &[u8], view: &View) -> Result<(), Broken> {
         let described = view.lock(&text(key)).expect("memory is readable").lock.unwrap_or_default();
-        let now: Vec<(u64, String)> =
-            described.waiters.into_iter().map(|waiter| (waiter.session_id, waiter.owner)).collect();
+        let now: Vec<Waiter> = described
+            .waiters
+            .into_iter()
+            .map(|waiter| (waiter.session_id, waiter.owner, waiter.enqueue_time))
+            .collect();
         if described.holder.is_none() && !now.is_empty() {
             let words = format!("{} is free, and {now:?} wait for it", text(key));
             return Err(Broken::new("lock-line-moves", words));
         }
         let old = self.lines.insert(key.to_vec(), now.clone()).unwrap_or_default();
-        let place = |waiter: &(u64, String)| old.iter().position(|other| other == waiter);
+        let place = |waiter: &Waiter| old.iter().position(|other| other == waiter);
         let places: Vec<usize> = now.iter().filter_map(place).collect();
         if !places.is_sorted() {
             let words = format!("the line of {} went from {old:?} to {now:?}", text(key));
             return Err(Broken::new("lock-fifo", words));
         }
         let holder = described.holder.map(|holder| (holder.session_id, holder.owner));
-        let overtook = holder.as_ref().and_then(place);
+        // The last place of one session and owner: whoever is still in line did not get it.
+        let overtook = holder.as_ref().and_then(|(session, owner)| {
+            old.iter()
+                .rposition(|other| (other.0, &other.1) == (*session, owner) && !now.contains(other))
+        });
         if let (Some(granted), Some(&first)) = (overtook, places.first())
             && first < granted
         {

@@ -73,6 +73,8 @@ struct Actor {
     intents: VecDeque<Planned>,
     rng: Rng,
     node: usize,
+    /// Which start of which node answered last: what is read there is no older than that.
+    answered_at: Option<(usize, u64)>,
     open: Option<Open>,
 }
 
@@ -103,6 +105,7 @@ impl Clients {
                 intents: VecDeque::new(),
                 rng: root.stream(&format!("client {}", planned.client)),
                 node: (planned.client % plan.settings.nodes) as usize,
+                answered_at: None,
                 open: None,
             });
             actor.intents.push_back(planned.clone());
@@ -115,7 +118,15 @@ impl Clients {
         let client = Client::new(number);
         let intents = intents.into();
         let rng = self.root.stream(&format!("client {number}"));
-        self.clients.push(Actor { client, number, intents, rng, node, open: None });
+        self.clients.push(Actor {
+            client,
+            number,
+            intents,
+            rng,
+            node,
+            answered_at: None,
+            open: None,
+        });
         self.clients.len() - 1
     }
 
@@ -175,6 +186,11 @@ impl World {
         let call = actor.client.call(&planned.intent).unwrap_or_else(idle);
         let time = self.now.as_nanos();
         let node = Some(actor.node as u64 + 1);
+        let place = Some((actor.node, self.nodes[actor.node].boots));
+        if answers::is_stale(&call) && actor.answered_at != place {
+            // What another node has, or another start of it, may be older than what was read.
+            actor.number += NEW_NUMBER;
+        }
         let id = self.recorder.call(time, actor.number, node, call.clone());
         let wait = match &call {
             Call::Acquire { wait_ms, .. } => Duration::from_millis(*wait_ms),
@@ -240,17 +256,22 @@ impl World {
         open.attempt += 1;
         let (call, id, attempt) = (open.call.clone(), open.id, open.attempt);
         let request_id = open.request_id.clone();
+        let stands = self.nodes[node].process.is_none() || self.nodes[node].paused_until.is_some();
+        if stands && answers::is_stale(&call) {
+            let outcome = Outcome::Refused { reason: "UNAVAILABLE".into(), actual: None };
+            self.clients.clients[client].node = (node + 1) % self.nodes.len();
+            return self.finish(client, outcome);
+        }
         if self.nodes[node].process.is_none() {
             return self.elsewhere(client);
         }
         let at = Attempt { client, call: id, attempt };
-        if self.nodes[node].paused_until.is_some() && answers::is_stale(&call) {
-            return self.elsewhere(client);
-        }
         if answers::is_stale(&call) {
             let process = self.nodes[node].process.as_deref().expect("as just seen");
             let view = View::new(process.store.snapshot());
             let answer = answers::read(&view, &call);
+            let open = self.clients.clients[client].open.as_mut().expect("as above");
+            open.at = Some((node, self.nodes[node].boots, 0));
             return self.finish(client, Outcome::Ok(answer));
         }
         let op = answers::op(&call, &request_id);
@@ -336,12 +357,12 @@ impl World {
             _ => None,
         };
         open.doubtful = true;
-        if let Some((node, boot, sequence)) = open.at.take() {
-            if let Some(process) = self.nodes[node].running(boot) {
-                process.pending.remove(&sequence);
-                process.reads.retain(|(_, at)| (at.client, at.call) != (client, call));
-                self.give(node, Event::Abandoned { sequence, lock });
-            }
+        if let Some((node, boot, sequence)) = open.at.take()
+            && let Some(process) = self.nodes[node].running(boot)
+        {
+            process.pending.remove(&sequence);
+            process.reads.retain(|(_, at)| (at.client, at.call) != (client, call));
+            self.give(node, Event::Abandoned { sequence, lock });
         }
         self.elsewhere(client);
     }
@@ -469,6 +490,9 @@ impl World {
         let actor = &mut self.clients.clients[client];
         let Some(open) = actor.open.take() else { return };
         actor.client.learn(&open.call, &outcome);
+        if let (Outcome::Ok(_), Some((node, boot, _))) = (&outcome, open.at) {
+            actor.answered_at = Some((node, boot));
+        }
         if self.phase.is_audit() && !matches!(outcome, Outcome::Ok(_)) {
             let words = format!("{:?} was answered {outcome:?} after all faults", open.call);
             self.unserved.get_or_insert(words);
