@@ -131,6 +131,12 @@ impl Calls {
         self.queue.iter().copied().collect()
     }
 
+    /// The calls of clients that have no answer yet.
+    pub(crate) fn open(&self) -> impl Iterator<Item = &Call> {
+        let calls = self.calls.values().map(|tracked| &tracked.call);
+        calls.filter(|call| !is_internal(call.sequence))
+    }
+
     /// How many calls wait for a leader, or for what it says.
     pub(crate) fn len(&self) -> usize {
         self.calls.len()

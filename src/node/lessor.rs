@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     machine::{SessionEffect, SessionInfo},
-    types::{Duration, Instant, SessionId},
+    types::{Duration, Instant, Planted, SessionId, planted},
 };
 
 /// An expiry that was proposed and not applied within this time is proposed again.
@@ -115,7 +115,7 @@ impl Lessor {
     pub(crate) fn renew(&mut self, now: Instant, session: SessionId) -> Option<Duration> {
         assert!(self.leading, "only the leader renews");
         let lease = self.leases.get_mut(&session)?;
-        if lease.expiring {
+        if lease.expiring && !planted(Planted::ExpiryWithoutEpoch) {
             return None;
         }
         self.deadlines.remove(&(lease.deadline, session));

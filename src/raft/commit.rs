@@ -3,7 +3,7 @@
 
 use crate::{
     raft::{Raft, Ready, log::cost_bytes, quorum, role::Role},
-    types::LogIndex,
+    types::{LogIndex, Planted, planted},
 };
 
 impl Raft {
@@ -12,13 +12,17 @@ impl Raft {
     /// any other (rule 14).
     pub(crate) fn advance_commit(&mut self, ready: &mut Ready) {
         let Role::Leader(leading) = &self.role else { return };
-        let (me, durable) = (self.config.id, self.durable);
+        let early = planted(Planted::OwnAppendCountedEarly);
+        let durable = if early { self.log.last_index() } else { self.durable };
+        let me = self.config.id;
         let matched = |id| {
             let other = || leading.progress.get(&id).map_or(LogIndex::ZERO, |p| p.matched);
             if id == me { durable } else { other() }
         };
         let Some(reached) = quorum::reached(&self.membership, matched) else { return };
-        if reached > self.hard.commit && self.log.term(reached) == Some(self.hard.term) {
+        let own_term = self.log.term(reached) == Some(self.hard.term)
+            || planted(Planted::OldTermCommittedByCount);
+        if reached > self.hard.commit && own_term {
             self.commit_through(reached, ready);
         }
     }

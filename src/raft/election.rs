@@ -9,7 +9,7 @@ use crate::{
         quorum::{self, VoteResult},
         role::{Campaign, Role},
     },
-    types::{Duration, NodeId, Term},
+    types::{Duration, NodeId, Planted, Term, planted},
 };
 
 /// How often a pre-vote after a broken connection is tried again at the pace of heartbeats: the
@@ -270,7 +270,8 @@ impl Raft {
             reason: verdict.err().unwrap_or_default(),
             call: request.call,
         });
-        if granted && !request.pre_vote {
+        let early = planted(Planted::VoteSentBeforeDurable);
+        if granted && !request.pre_vote && !early {
             self.send_when_durable(to, LogMark::default(), message, ready);
         } else {
             ready.messages.push((to, message));

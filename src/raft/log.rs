@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use crate::{
     raft::{Entry, LogStart, Payload, Restored},
-    types::{LogIndex, LogTime, Term},
+    types::{LogIndex, LogTime, Planted, Term, planted},
 };
 
 /// What an entry costs beyond its content, in bytes, so that empty entries are not free.
@@ -159,7 +159,9 @@ impl Log {
     /// Starts anew after a snapshot. Entries after it stay where the log holds the snapshot's last
     /// entry, and only there. Returns whether it does.
     pub(crate) fn reset(&mut self, start: LogStart) -> bool {
-        let kept = start.index > self.start.index && self.term(start.index) == Some(start.term);
+        let same = self.term(start.index) == Some(start.term);
+        let inside = start.index > self.start.index && start.index <= self.last_index();
+        let kept = inside && (same || planted(Planted::SnapshotKeepsSuffix));
         if kept {
             self.purge(start.index);
         } else {

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use crate::{
     raft::{Raft, ReadOutcome, Ready, Ticket, quorum, role::Role},
-    types::{LogIndex, NodeId},
+    types::{LogIndex, NodeId, Planted, planted},
 };
 
 #[derive(Debug)]
@@ -47,6 +47,11 @@ impl Raft {
             ready.reads.push((ticket, ReadOutcome::NotLeader { leader }));
             return;
         };
+        if planted(Planted::ReadJoinsEarlierRound)
+            && let Some(joined) = leading.reads.joined.back_mut()
+        {
+            return joined.tickets.push(ticket);
+        }
         leading.reads.waiting.push(ticket);
         let idle = leading.reads.confirmed == self.round;
         // Before its first commit a leader does not know what is committed (rule 11).
@@ -58,7 +63,7 @@ impl Raft {
     /// Begins a round: all that wait join it, if this leader knows the commit index.
     pub(crate) fn begin_round(&mut self, ready: &mut Ready) {
         self.round += 1;
-        let known = self.leader_ready();
+        let known = self.leader_ready() || planted(Planted::ReadBeforeFirstCommit);
         let Role::Leader(leading) = &mut self.role else { return };
         if known && !leading.reads.waiting.is_empty() {
             let tickets = std::mem::take(&mut leading.reads.waiting);
@@ -76,7 +81,7 @@ impl Raft {
         let progress = &leading.progress;
         let answered = |id: NodeId| {
             let other = || progress.get(&id).map_or(0, |progress| progress.round);
-            if id == me { round } else { other() }
+            if id == me || planted(Planted::ReadWithoutQuorum) { round } else { other() }
         };
         let Some(confirmed) = quorum::reached(&self.membership, answered) else { return };
         let reads = &mut leading.reads;

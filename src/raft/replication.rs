@@ -16,7 +16,7 @@ use crate::{
         quorum::{self, VoteResult},
         role::Role,
     },
-    types::{Instant, LogIndex, LogTime, NodeId, Term},
+    types::{Instant, LogIndex, LogTime, NodeId, Planted, Term, planted},
 };
 
 /// How many bytes of entries a probe carries: enough for a term's first entry to travel with it,
@@ -62,6 +62,9 @@ impl Raft {
             _ => Some(ProposeOutcome::NotLeader { leader }),
         };
         if let Some(refusal) = refusal {
+            if planted(Planted::ProposalDroppedInTransfer) && self.is_leader() {
+                return;
+            }
             ready.proposals.extend(commands.into_iter().map(|(t, _)| (t, refusal.clone())));
             return;
         }
@@ -171,9 +174,11 @@ impl Raft {
     pub(crate) fn send_heartbeats(&self, ready: &mut Ready) {
         let Role::Leader(leading) = &self.role else { return };
         for (&to, progress) in &leading.progress {
+            let blind = planted(Planted::HeartbeatCommitsBlindly);
+            let matched = if blind { self.hard.commit } else { progress.matched };
             let heartbeat = Heartbeat {
                 term: self.hard.term,
-                commit: self.hard.commit.min(progress.matched),
+                commit: self.hard.commit.min(matched),
                 round: self.round,
             };
             ready.messages.push((to, Message::Heartbeat(heartbeat)));
@@ -183,7 +188,10 @@ impl Raft {
     pub(crate) fn on_heartbeat(&mut self, from: NodeId, heartbeat: &Heartbeat, ready: &mut Ready) {
         if self.hear_leader(from, heartbeat.term, ready) {
             // It was capped at what this member acknowledged to this leader.
-            let known = if self.accepted.leader_term == heartbeat.term {
+            let blind = planted(Planted::HeartbeatCommitsBlindly);
+            let known = if blind {
+                self.log.last_index()
+            } else if self.accepted.leader_term == heartbeat.term {
                 self.accepted.index
             } else {
                 LogIndex::ZERO
@@ -225,6 +233,9 @@ impl Raft {
         self.accept_mark(LogMark { leader_term: term, index: match_index });
         self.commit_through(commit.min(last), ready);
         let message = answer(term, AppendResult::Matched { match_index });
+        if planted(Planted::AppendAcknowledgedEarly) {
+            return ready.messages.push((from, message));
+        }
         let mark = LogMark { leader_term: term, index: match_index };
         self.send_when_durable(from, mark, message, ready);
     }
@@ -238,12 +249,14 @@ impl Raft {
         entries: Vec<Entry>,
     ) -> Option<LogIndex> {
         let last = prev_index.forward(entries.len() as u64);
-        let committed = self.hard.commit;
+        let always = planted(Planted::AppendTruncatesAlways);
+        let committed = if always { self.log.start().index } else { self.hard.commit };
         if prev_index > committed && self.log.term(prev_index) != Some(prev_term) {
             return None;
         }
         let mut news = entries.into_iter().filter(|entry| entry.index > committed).peekable();
-        while news.next_if(|entry| self.log.term(entry.index) == Some(entry.term)).is_some() {}
+        let known = |entry: &Entry| !always && self.log.term(entry.index) == Some(entry.term);
+        while news.next_if(known).is_some() {}
         if let Some(first) = news.peek()
             && first.index <= self.log.last_index()
         {

@@ -16,7 +16,7 @@ use crate::{
         CampaignReason, Campaigned, LogMark, Payload, Raft, Ready, RoleKind, progress::Progress,
         read_index::Reads, transfer::Transfer,
     },
-    types::{Instant, LogIndex, NodeId, Term},
+    types::{Instant, LogIndex, NodeId, Planted, Term, planted},
 };
 
 #[derive(Debug)]
@@ -105,7 +105,7 @@ impl Raft {
         ready: &mut Ready,
     ) {
         assert!(term >= self.hard.term, "terms never go back");
-        if term > self.hard.term {
+        if term > self.hard.term || planted(Planted::VoteForgottenInTerm) {
             // The vote resets only with the term (rule 17).
             self.hard.term = term;
             self.hard.vote = None;

@@ -14,6 +14,8 @@ pub mod plan;
 mod run;
 pub mod shrink;
 mod store;
+#[cfg(test)]
+mod tests;
 mod words;
 pub mod workload;
 mod world;

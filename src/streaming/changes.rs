@@ -15,7 +15,7 @@ use crate::{
         cursor::Cursor,
         steps::{CursorCore, Local, Piece, Source},
     },
-    types::{KeyRange, Revision},
+    types::{KeyRange, Planted, Revision, planted},
 };
 
 /// About how many bytes of history one step reads.
@@ -107,7 +107,9 @@ impl<N: Local> Source for Changes<N> {
         if head <= after {
             return Ok(Ok(Piece { items: Vec::new(), place: after, more: false }));
         }
-        let read = view.changes(self.space, after.next(), HISTORY_BYTES)?;
+        let late = planted(Planted::WatchSkipsRevision) && !after.is_zero();
+        let first = if late { after.next().next() } else { after.next() };
+        let read = view.changes(self.space, first, HISTORY_BYTES)?;
         Ok(read.map(|(mut items, through)| {
             items.retain(|change| self.wants(change));
             Piece { items, place: through.max(after), more: through < head }

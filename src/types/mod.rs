@@ -4,6 +4,7 @@
 //! that somebody passes in; chance comes from a seed.
 
 mod ids;
+mod planted;
 mod range;
 mod rng;
 mod time;
@@ -12,6 +13,9 @@ pub use ids::{
     ClusterId, FencingToken, GroupId, Incarnation, LogIndex, NodeId, Position, Revision, SessionId,
     Term,
 };
+#[cfg(test)]
+pub(crate) use planted::Planting;
+pub(crate) use planted::{Planted, planted};
 pub use range::KeyRange;
 pub use rng::Rng;
 pub use time::{Duration, Instant, LogTime};

@@ -19,7 +19,7 @@ use crate::{
         },
     },
     raft::{Input, ProposeOutcome, ReadOutcome, RoleKind, Ticket, TransferOutcome},
-    types::{Duration, Instant, LogIndex, LogTime, NodeId, SessionId, Term},
+    types::{Duration, Instant, LogIndex, LogTime, NodeId, Planted, SessionId, Term, planted},
 };
 
 /// Calls that could not be passed on are tried again after this.
@@ -39,6 +39,17 @@ pub(super) enum Route {
     Renewal { session: SessionId, whose: Box<Self> },
     /// A command of the leader's own; nobody waits for it.
     Nobody,
+}
+
+impl Route {
+    /// Whether it stands for a renewal of a node's own; one is under way every few seconds.
+    fn is_internal(&self) -> bool {
+        match self {
+            Self::Renewal { whose, .. } => whose.is_internal(),
+            Self::Local { sequence } | Self::Remote { sequence, .. } => is_internal(*sequence),
+            Self::Nobody => false,
+        }
+    }
 }
 
 impl Replica {
@@ -68,7 +79,7 @@ impl Replica {
     fn call_here(&mut self, now: Instant, wall: LogTime, jobs: &mut Jobs) {
         let (me, term) = (self.config.raft.id, self.status.term);
         let mut commands = Vec::new();
-        let mut inputs = Vec::new();
+        let (mut inputs, mut renewals) = (Vec::new(), Vec::new());
         for sequence in self.calls.queued() {
             let Some(call) = self.calls.call(sequence) else { continue };
             let kind = call.kind.clone();
@@ -85,10 +96,7 @@ impl Replica {
             match kind {
                 CallKind::Propose { command, .. } => commands.push((self.ticket(route), command)),
                 CallKind::Read => inputs.push(Input::Read { ticket: self.ticket(route) }),
-                CallKind::Renew { session } => {
-                    let renewal = Route::Renewal { session, whose: Box::new(route) };
-                    inputs.push(Input::Read { ticket: self.ticket(renewal) });
-                }
+                CallKind::Renew { session } => renewals.push((session, route)),
                 CallKind::Transfer { target } => {
                     inputs.push(Input::Transfer { ticket: self.ticket(route), target });
                 }
@@ -101,6 +109,19 @@ impl Replica {
         for input in inputs {
             self.step(now, input, jobs);
         }
+        for (session, whose) in renewals {
+            self.renew_here(now, session, whose, jobs);
+        }
+    }
+
+    /// A renewal is asked of this node: a read tells whether it still leads (rule 29).
+    fn renew_here(&mut self, now: Instant, session: SessionId, whose: Route, jobs: &mut Jobs) {
+        if planted(Planted::RenewalWithoutQuorum) && self.lessor.leading() {
+            self.confirmed_renewals.push((self.applied, whose, session));
+            return self.renew_confirmed(now, jobs);
+        }
+        let ticket = self.ticket(Route::Renewal { session, whose: Box::new(whose) });
+        self.step(now, Input::Read { ticket }, jobs);
     }
 
     fn pass_on(&mut self, leader: NodeId, jobs: &mut Jobs) {
@@ -176,10 +197,8 @@ impl Replica {
             self.step(now, Input::Read { ticket }, jobs);
         }
         for Renew { sequence, session_id } in request.renewals {
-            let whose = Box::new(Route::Remote { from, sequence, term });
-            let session = SessionId::new(session_id);
-            let ticket = self.ticket(Route::Renewal { session, whose });
-            self.step(now, Input::Read { ticket }, jobs);
+            let whose = Route::Remote { from, sequence, term };
+            self.renew_here(now, SessionId::new(session_id), whose, jobs);
         }
         if request.transfer_sequence != 0 {
             let sequence = request.transfer_sequence;
@@ -385,6 +404,14 @@ impl Replica {
         } else if self.calls.finish(sequence).is_some() && !is_internal(sequence) {
             jobs.replies.push((sequence, reply));
         }
+    }
+
+    /// Clients' calls that are open here, and tickets that the core owes an outcome, in words: for
+    /// those who check that every call ends.
+    pub(crate) fn open_ends(&self) -> Vec<String> {
+        let calls = self.calls.open().map(|call| format!("open: {call:?}"));
+        let routes = self.routes.values().filter(|route| !route.is_internal());
+        calls.chain(routes.map(|route| format!("without an outcome: {route:?}"))).collect()
     }
 
     fn is_own(&self, sequence: u64) -> bool {

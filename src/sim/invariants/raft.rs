@@ -8,7 +8,7 @@ use crate::{
         quorum::{self, VoteResult},
     },
     sim::invariants::{Broken, Checks, DurableLog},
-    types::{LogIndex, NodeId},
+    types::{LogIndex, NodeId, Term},
 };
 
 /// What only grows in a process, as it last stood.
@@ -17,12 +17,14 @@ pub(crate) struct Grown {
     hard: HardState,
     applied: LogIndex,
     checked: LogIndex,
+    /// The term that it leads in, if it does.
+    leads: Option<Term>,
 }
 
 impl Grown {
     pub(crate) const fn at(restored: &Restored) -> Self {
         let applied = restored.applied;
-        Self { hard: restored.hard, applied, checked: LogIndex::ZERO }
+        Self { hard: restored.hard, applied, checked: LogIndex::ZERO, leads: None }
     }
 }
 
@@ -51,10 +53,28 @@ impl Checks {
         if status.commit > grown.checked {
             self.committed_by(id, raft, status, grown.checked, durable)?;
         }
-        if status.role == RoleKind::Leader {
-            self.leads(id, raft, status)?;
+        let leads = (status.role == RoleKind::Leader).then_some(status.term);
+        if leads.is_some() {
+            self.leads(id, raft, status, durable)?;
         }
-        Ok(Grown { hard, applied: status.applied, checked: status.commit })
+        // Raft 5.4.2: whoever led before this step and leads on commits by counting alone.
+        let counted = leads.is_some() && leads == grown.leads && status.commit > grown.checked;
+        if counted && raft.term_at(status.commit) != leads {
+            let words = format!(
+                "n{id} leads {:?} and commits {:?} of {:?} by counting",
+                status.term,
+                status.commit,
+                raft.term_at(status.commit)
+            );
+            return Err(Broken::new("commit-own-term", words));
+        }
+        Ok(Grown { hard, applied: status.applied, checked: status.commit, leads })
+    }
+
+    /// The last entry that is known to be committed, and its term.
+    pub(crate) fn last_committed(&self) -> (LogIndex, Term) {
+        let last = self.committed.last_key_value();
+        last.map_or((LogIndex::ZERO, Term::ZERO), |(&index, &(term, _))| (index, term))
     }
 
     /// What is committed never changes, and is durable on a quorum when it is first known to be
@@ -96,8 +116,15 @@ impl Checks {
         Ok(())
     }
 
-    /// One leader a term, and it has everything that was committed before.
-    fn leads(&mut self, id: NodeId, raft: &Raft, status: &Status) -> Result<(), Broken> {
+    /// One leader a term, elected by votes on disks, and it has everything that was committed
+    /// before.
+    fn leads(
+        &mut self,
+        id: NodeId,
+        raft: &Raft,
+        status: &Status,
+        durable: &[&DurableLog],
+    ) -> Result<(), Broken> {
         let first = !self.leaders.contains_key(&status.term);
         let leader = *self.leaders.entry(status.term).or_insert(id);
         if leader != id {
@@ -106,6 +133,15 @@ impl Checks {
         }
         if !first {
             return Ok(());
+        }
+        let voted = |node: NodeId| {
+            let hard = durable.get(usize::try_from(node.value()).ok()?.checked_sub(1)?)?.hard;
+            Some(hard.term > status.term || (hard.term, hard.vote) == (status.term, Some(id)))
+        };
+        if quorum::vote_result(&status.membership, voted) != VoteResult::Won {
+            let words =
+                format!("n{id} leads {:?} by votes that no quorum's disks know of", status.term);
+            return Err(Broken::new("votes-are-durable", words));
         }
         for (&index, &(term, _)) in self.committed.range(status.first..) {
             if term < status.term && raft.term_at(index) != Some(term) {

@@ -3,8 +3,8 @@
 
 use crate::{
     sim::{
-        plan::{DiskFault, Fault, FaultFamily, Plan, Settings, Timed, VERSION},
-        workload::{Family, Shape, generate},
+        plan::{DiskFault, Fault, FaultFamily, LEADER, Plan, Settings, Timed, VERSION},
+        workload::{Family, Intent, Planned, RENEWED_TTL_MS, Shape, generate},
     },
     types::Rng,
 };
@@ -29,10 +29,14 @@ pub fn draw(seed: u64) -> Plan {
             faults.extend(fault.map(|fault| Timed { at_ms, fault }));
         }
     }
+    let company = in_company(&faults, &families, &settings, &mut root.stream("company"));
+    faults.extend(company);
     spare_a_majority(&settings, &mut faults);
     faults.sort_by_key(|timed| timed.at_ms);
-    let intents =
+    let mut intents =
         generate(&shape(&settings, &mut root.stream("shape")), &mut root.stream("intents"));
+    in_bursts(&mut intents, &mut root.stream("bursts"));
+    at_the_edge(&mut intents, &mut root.stream("edge"));
     Plan { settings, faults, intents }
 }
 
@@ -57,14 +61,70 @@ fn settings(seed: u64, rng: &mut Rng) -> Settings {
         faults_until_ms: 29_500 + rng.below(5_000),
         heartbeat_ms,
         election_ms: (heartbeat_ms * 6, heartbeat_ms * 12),
-        retained_log_bytes: one_of(rng, &[2_000, 8_000, 64_000, 1 << 20]),
-        segment_bytes: one_of(rng, &[8_192, 32_768, 262_144]),
+        retained_log_bytes: one_of(rng, &[100, 1_000, 8_000, 64_000, 1 << 20]),
+        segment_bytes: one_of(rng, &[4_096, 8_192, 32_768, 262_144]),
         retained_revisions: one_of(rng, &[10, 50, 100_000]),
         latency_us: (latency, latency * 4),
         sync_us: (sync, sync * 4),
         apply_us: (apply, apply * 4),
         drift_ppm,
         skew_ms,
+        near_leader: rng.below(2) == 0,
+    }
+}
+
+/// What goes wrong comes in company: now and then a node is struck again soon.
+fn in_company(
+    faults: &[Timed],
+    families: &[FaultFamily],
+    settings: &Settings,
+    rng: &mut Rng,
+) -> Vec<Timed> {
+    let mut company = Vec::new();
+    for Timed { at_ms, fault: first } in faults {
+        let [node] = first.nodes()[..] else { continue };
+        if rng.below(3) > 0 {
+            continue;
+        }
+        let family = families[pick(rng, families.len())];
+        let crash = families.contains(&FaultFamily::Crash) && rng.below(2) == 0;
+        let family = if crash { FaultFamily::Crash } else { family };
+        let at_ms = at_ms + rng.below(2_000);
+        let Some(mut fault) = fault(family, settings, rng) else { continue };
+        if let [again] = &mut fault.nodes_mut()[..] {
+            **again = node;
+        }
+        if !fault.loses_disk() {
+            company.push(Timed { at_ms, fault });
+        }
+    }
+    company
+}
+
+/// In every other plan clients do most of what they want without a thought, and rest between.
+fn in_bursts(intents: &mut [Planned], rng: &mut Rng) {
+    if rng.below(2) == 0 {
+        return;
+    }
+    for intent in intents {
+        intent.think_ms = if rng.below(4) > 0 { rng.below(4) } else { 4 * intent.think_ms };
+    }
+}
+
+/// In every other plan sessions are renewed again when they are about to expire, or have just.
+fn at_the_edge(intents: &mut Vec<Planned>, rng: &mut Rng) {
+    if rng.below(2) == 0 {
+        return;
+    }
+    for mut planned in core::mem::take(intents) {
+        if let Intent::OpenSession { ttl_ms } = &mut planned.intent {
+            *ttl_ms = RENEWED_TTL_MS;
+        }
+        let client = planned.client;
+        let again = matches!(planned.intent, Intent::RenewSession).then_some(Intent::RenewSession);
+        intents.push(planned);
+        let think_ms = RENEWED_TTL_MS - 30 + rng.below(60);
+        intents.extend(again.map(|intent| Planned { client, think_ms, intent }));
     }
 }
 
@@ -77,8 +137,8 @@ fn shape(settings: &Settings, rng: &mut Rng) -> Shape {
     if families.is_empty() {
         families.push(Family::ALL[pick(rng, Family::ALL.len())]);
     }
-    let clients = 2 + rng.below(5);
-    let intents = 210 + rng.below(100);
+    let clients = [2, 3, 4, 5, 6, 8, 12][pick(rng, 7)];
+    let intents = 300 + rng.below(200);
     // As many as fit before the faults stop, were every call answered at once.
     let think_ms_max = 2 * settings.faults_until_ms * clients / intents;
     Shape { families, clients, intents, names: 1 + rng.below(4), think_ms_max }
@@ -90,7 +150,8 @@ fn pick(rng: &mut Rng, len: usize) -> usize {
 
 fn fault(family: FaultFamily, settings: &Settings, rng: &mut Rng) -> Option<Fault> {
     let nodes = settings.nodes;
-    let node = 1 + rng.below(nodes);
+    let aimed = rng.below(2) == 0 && family != FaultFamily::LostDisk;
+    let node = if aimed { LEADER } else { 1 + rng.below(nodes) };
     let other = 1 + (node + rng.below(nodes.saturating_sub(1).max(1))) % nodes;
     // Mostly short, so that much happens; sometimes longer than any patience.
     let for_ms = match rng.below(4) {
@@ -120,6 +181,7 @@ fn fault(family: FaultFamily, settings: &Settings, rng: &mut Rng) -> Option<Faul
         _ if alone && !matches!(family, FaultFamily::Clock | FaultFamily::Transfer) => return None,
         FaultFamily::Partition => {
             let side = (1..=nodes).filter(|_| rng.below(2) == 0).collect();
+            let side = if aimed { vec![LEADER] } else { side };
             Fault::Partition { side, for_ms, silent: rng.below(2) == 0 }
         }
         FaultFamily::OneWay => Fault::OneWay { from: node, to: other, for_ms },
@@ -139,10 +201,10 @@ fn fault(family: FaultFamily, settings: &Settings, rng: &mut Rng) -> Option<Faul
 fn spare_a_majority(settings: &Settings, faults: &mut Vec<Timed>) {
     let most = (settings.nodes as usize - 1) / 2;
     let mut lost = std::collections::BTreeSet::new();
-    faults.retain(|timed| match timed.fault {
-        Fault::Wipe { node, .. } | Fault::BitFlip { node, .. } => {
-            lost.contains(&node) || (lost.len() < most && lost.insert(node))
-        }
-        _ => true,
+    faults.retain(|timed| {
+        timed.fault.nodes().iter().all(|&node| {
+            let loses = timed.fault.loses_disk();
+            !loses || lost.contains(&node) || (lost.len() < most && lost.insert(node))
+        })
     });
 }

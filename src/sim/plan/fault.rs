@@ -16,7 +16,10 @@ pub enum DiskFault {
     Full,
 }
 
-/// A fault. Nodes are numbered from 1; what lasts ends by itself, at the latest when faults stop.
+/// In the place of a node: whoever leads when the fault strikes.
+pub const LEADER: u64 = 0;
+
+/// A fault. Nodes are numbered from 1, and 0 is [`LEADER`]; what lasts ends by itself, at the latest when faults stop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "fault", rename_all = "snake_case")]
 pub enum Fault {
@@ -294,6 +297,28 @@ impl Fault {
     /// The nodes that it names.
     #[must_use]
     pub fn nodes(&self) -> Vec<u64> {
+        self.clone().nodes_mut().into_iter().map(|node| *node).collect()
+    }
+
+    /// Whether a disk is lost for good.
+    pub(super) const fn loses_disk(&self) -> bool {
+        matches!(self, Self::Wipe { .. } | Self::BitFlip { .. })
+    }
+
+    /// The same, where it was aimed at whoever leads: that is this node.
+    #[must_use]
+    pub fn aimed_at(&self, leader: u64) -> Self {
+        let mut fault = self.clone();
+        fault
+            .nodes_mut()
+            .into_iter()
+            .filter(|node| **node == LEADER)
+            .for_each(|node| *node = leader);
+        fault
+    }
+
+    /// The nodes that it names.
+    pub(super) fn nodes_mut(&mut self) -> Vec<&mut u64> {
         match self {
             Self::Crash { node, .. }
             | Self::Kill { node, .. }
@@ -304,11 +329,11 @@ impl Fault {
             | Self::Stall { node, .. }
             | Self::SlowApply { node, .. }
             | Self::Short { node, .. }
-            | Self::Jump { node, .. } => vec![*node],
-            Self::Partition { side, .. } => side.clone(),
-            Self::OneWay { from, to, .. } => vec![*from, *to],
-            Self::Break { a, b } => vec![*a, *b],
-            Self::Transfer { to } => vec![*to],
+            | Self::Jump { node, .. } => vec![node],
+            Self::Partition { side, .. } => side.iter_mut().collect(),
+            Self::OneWay { from, to, .. } => vec![from, to],
+            Self::Break { a, b } => vec![a, b],
+            Self::Transfer { to } => vec![to],
             Self::Loss { .. }
             | Self::Duplicate { .. }
             | Self::Reorder { .. }

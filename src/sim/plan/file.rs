@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 
 use crate::sim::{
-    plan::{Fault, Plan, Settings, Timed, VERSION},
+    plan::{Fault, LEADER, Plan, Settings, Timed, VERSION},
     workload::{Intent, Planned},
 };
 
@@ -77,7 +77,7 @@ impl Plan {
         let value: Value = serde_json::from_str(line).map_err(|error| error.to_string())?;
         if value.get("fault").is_some() {
             let timed: Timed = serde_json::from_value(value).map_err(|error| error.to_string())?;
-            let known = 1..=self.settings.nodes;
+            let known = LEADER..=self.settings.nodes;
             if let Some(stranger) = timed.fault.nodes().iter().find(|node| !known.contains(node)) {
                 return Err(format!("node {stranger} is none of {} nodes", self.settings.nodes));
             }

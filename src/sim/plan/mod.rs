@@ -12,7 +12,7 @@ mod tests;
 use serde::{Deserialize, Serialize};
 
 pub use draw::draw;
-pub use fault::{DiskFault, Fault, FaultFamily};
+pub use fault::{DiskFault, Fault, FaultFamily, LEADER};
 pub use file::PlanError;
 pub(crate) use file::SPAN_MS_MAX;
 
@@ -66,6 +66,9 @@ pub struct Settings {
     pub drift_ppm: Vec<i64>,
     /// How far each node's wall clock is off at the start, in milliseconds.
     pub skew_ms: Vec<i64>,
+    /// Whether clients ask the node that leads, as far as theirs knows.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub near_leader: bool,
 }
 
 /// A fault and when it strikes, in simulated milliseconds.

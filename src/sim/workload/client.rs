@@ -14,6 +14,9 @@ const READ_BACK: u64 = 5;
 /// A version that no stream of a workload reaches.
 const VERSION_WRONG: u64 = 1_000_000;
 
+/// The TTL of a session that is opened because there is none to renew, in milliseconds.
+pub const RENEWED_TTL_MS: u64 = 1_000;
+
 /// What a client knows.
 #[derive(Clone, Debug, Default)]
 pub struct Client {
@@ -58,7 +61,10 @@ impl Client {
             }
             Intent::Txn { keys } => self.txn(&keys)?,
             Intent::OpenSession { ttl_ms } => Call::OpenSession { ttl_ms },
-            Intent::RenewSession => Call::RenewSession { session: self.session? },
+            Intent::RenewSession => match self.session {
+                Some(session) => Call::RenewSession { session },
+                None => Call::OpenSession { ttl_ms: RENEWED_TTL_MS },
+            },
             Intent::CloseSession => Call::CloseSession { session: self.session.take()? },
             Intent::Acquire { lock, ttl_ms, wait_ms, in_session } => {
                 let session = self.session.filter(|_| in_session);

@@ -7,6 +7,6 @@ mod client;
 mod generate;
 mod intent;
 
-pub use client::Client;
+pub use client::{Client, RENEWED_TTL_MS};
 pub use generate::{Family, Planned, Shape, generate};
 pub use intent::{Expect, Intent};

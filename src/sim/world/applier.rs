@@ -99,6 +99,7 @@ impl World {
         self.checks.applied(node, &head, hash)?;
         let view = View::new(process.store.snapshot());
         self.checks.changed(&before, entries, &applied, &view)?;
+        self.promises.applied(self.now, entries, &applied)?;
         let mut told = Told::default();
         told.waiting.extend(process.pending.keys());
         let own = (NodeId::new(node as u64 + 1), process.name);

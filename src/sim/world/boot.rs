@@ -159,25 +159,41 @@ impl World {
         true
     }
 
+    /// The process is killed, and with it what it was writing: half of that is there, or all of it
+    /// and not synced.
+    pub(super) fn kill_in_write(&mut self, node: usize) -> bool {
+        if self.break_off_write(node) {
+            self.counts.count("killed in a write");
+        }
+        let killed = self.kill(node);
+        self.nodes[node].files.heal();
+        killed
+    }
+
+    /// Begins the write under way and does not end it; `false` where there is none.
+    fn break_off_write(&mut self, node: usize) -> bool {
+        let me = &mut self.nodes[node];
+        let Some(process) = me.process.as_deref_mut() else { return false };
+        let Some(writing) = process.writing.take() else { return false };
+        let Some(wal) = process.wal.as_mut() else { return false };
+        match me.rng.below(4) {
+            0 => me.files.fail(Fault::Write, 0),
+            1 => me.files.fail(Fault::Sync, 0),
+            2 => me.files.fail(Fault::Torn, 0),
+            // All of it is durable, and nobody was told.
+            _ => {}
+        }
+        let mut written = crate::node::wal_writer::Written::default();
+        let jobs = writing.jobs.into_iter().flatten().collect();
+        if crate::node::wal_writer::write(wal, jobs, &mut written).is_ok() {
+            let _ = wal.sync();
+        }
+        true
+    }
+
     /// The machine loses its power: what was not synced is kept, lost or torn.
     pub(super) fn crash(&mut self, node: usize) -> bool {
-        let me = &mut self.nodes[node];
-        if let Some(process) = me.process.as_deref_mut()
-            && let (Some(wal), Some(writing)) = (process.wal.as_mut(), process.writing.take())
-            && me.rng.below(2) == 0
-        {
-            // It goes while a write is under way, or when all is durable and nobody was told.
-            match me.rng.below(4) {
-                0 => me.files.fail(Fault::Write, 0),
-                1 => me.files.fail(Fault::Sync, 0),
-                2 => me.files.fail(Fault::Torn, 0),
-                _ => {}
-            }
-            let mut written = crate::node::wal_writer::Written::default();
-            let jobs = writing.jobs.into_iter().flatten().collect();
-            if crate::node::wal_writer::write(wal, jobs, &mut written).is_ok() {
-                let _ = wal.sync();
-            }
+        if self.nodes[node].rng.below(2) == 0 && self.break_off_write(node) {
             self.counts.count("power lost in a write");
         }
         let killed = self.kill(node);

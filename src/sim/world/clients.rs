@@ -16,6 +16,7 @@ use crate::{
         replica::Event,
     },
     pb::command::v1::{Command, Origin, Outcome as Applied, Reason, Refusal, command, outcome},
+    raft::RoleKind,
     sim::{
         checker,
         history::{Answer, Call, Outcome},
@@ -23,10 +24,10 @@ use crate::{
         plan::Plan,
         workload::{Client, Planned},
     },
-    types::{Duration, Instant, LogIndex, NodeId, Rng, SessionId},
+    types::{Duration, Instant, LogIndex, NodeId, Rng, SessionId, Term},
 };
 
-use super::{Happening, World, answers};
+use super::{Happening, World, answers, end::Phase, node::Boot, turn::place};
 
 /// How long a call may take in all, waiting in a line aside.
 const PATIENCE: Duration = Duration::from_secs(6);
@@ -84,7 +85,11 @@ struct Open {
     id: u64,
     call: Call,
     request_id: String,
+    began: Instant,
     until: Instant,
+    /// When a node was asked last, and what was committed by then.
+    asked: Instant,
+    committed: (LogIndex, Term),
     /// The attempt under way, where it is and its number there.
     attempt: u64,
     at: Option<(usize, u64, u64)>,
@@ -181,6 +186,13 @@ impl World {
             return;
         }
         let Some(planned) = actor.intents.pop_front() else { return };
+        if self.plan.settings.near_leader
+            && self.phase == Phase::Faults
+            && let Some(process) = self.nodes[actor.node].process.as_deref()
+            && let Some(leader) = process.replica.status().leader
+        {
+            actor.node = place(leader);
+        }
         // Who has nothing to release reads instead: every intent is a call.
         let idle = || Call::Get { key: "k0".into(), stale: false };
         let call = actor.client.call(&planned.intent).unwrap_or_else(idle);
@@ -206,7 +218,10 @@ impl World {
             id,
             call,
             request_id: request_id.to_string(),
+            began: self.now,
             until,
+            asked: self.now,
+            committed: (LogIndex::ZERO, Term::ZERO),
             attempt: 0,
             at: None,
             renewing: false,
@@ -297,7 +312,9 @@ impl World {
         op: Option<(&command::Op, &Call)>,
         call: &Call,
     ) -> u64 {
-        let renewing = self.clients.clients[at.client].open.as_ref().is_some_and(|o| o.renewing);
+        let open = self.clients.clients[at.client].open.as_mut().expect("a call is tried");
+        (open.asked, open.committed) = (self.now, self.checks.last_committed());
+        let renewing = open.renewing;
         let process = self.nodes[node].process.as_deref_mut().expect("it runs");
         process.sequence += 1;
         let sequence = process.sequence;
@@ -385,10 +402,33 @@ impl World {
             Reply::Refused(refusal) => self.refused(at, &refusal),
             Reply::ReadIndex(index) => {
                 process.reads.push((index, at));
+                self.check_read_index(node, at, index);
                 self.serve_reads(node);
             }
-            Reply::Renewed(_) => self.answered(at, Outcome::Ok(Answer::Renewed)),
+            Reply::Renewed(_) => {
+                if process.replica.status().role == RoleKind::Leader {
+                    let open = self.clients.clients[at.client].open.as_ref();
+                    let since = open.map_or(Term::ZERO, |open| open.committed.1);
+                    self.check_renewal(node, since);
+                }
+                self.answered(at, Outcome::Ok(Answer::Renewed));
+            }
             Reply::Transferred(_) => self.answered(at, Outcome::Ok(Answer::Renewed)),
+        }
+    }
+
+    /// A read sees whatever was committed anywhere before it was asked for (thesis 6.4).
+    fn check_read_index(&mut self, node: usize, at: Attempt, index: LogIndex) {
+        let open = self.clients.clients[at.client].open.as_ref();
+        let open = open.filter(|open| (open.id, open.attempt) == (at.call, at.attempt));
+        if let Some(open) = open.filter(|open| index < open.committed.0) {
+            let words = format!(
+                "n{} is to answer call {} as of {index:?}; {:?} was committed when it was asked",
+                node + 1,
+                open.id,
+                open.committed.0
+            );
+            self.found = Some(Broken::new("read-index-is-current", words));
         }
     }
 
@@ -493,6 +533,11 @@ impl World {
         if let (Outcome::Ok(_), Some((node, boot, _))) = (&outcome, open.at) {
             actor.answered_at = Some((node, boot));
         }
+        if let Outcome::Ok(answer) = &outcome {
+            let times = (open.began, open.asked);
+            self.found =
+                self.promises.answered(times, &open.call, answer).err().or(self.found.take());
+        }
         if self.phase.is_audit() && !matches!(outcome, Outcome::Ok(_)) {
             let words = format!("{:?} was answered {outcome:?} after all faults", open.call);
             self.unserved.get_or_insert(words);
@@ -518,9 +563,16 @@ impl World {
         process.sequence += 1;
         let kind = CallKind::Transfer { target };
         let deadline = shown.after(ATTEMPT);
-        let sequence = process.sequence;
+        let (sequence, boot) = (process.sequence, Boot { node, count: process.boot });
         let call = NodeCall { sequence, deadline, place: PlaceId::NONE, kind };
         self.give(node, Event::Call(call));
+        self.after(ATTEMPT, Happening::GivesUp { boot, sequence });
+    }
+
+    pub(super) fn gives_up(&mut self, boot: Boot, sequence: u64) {
+        if self.nodes[boot.node].running(boot.count).is_some() {
+            self.give(boot.node, Event::Abandoned { sequence, lock: None });
+        }
     }
 }
 

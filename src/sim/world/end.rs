@@ -20,6 +20,8 @@ use super::{Happening, World};
 const LATE: Duration = Duration::from_secs(2);
 /// How long each step of the end may take: clients may wait in many lines, one after the other.
 const HEALS: Duration = Duration::from_secs(240);
+/// How long a call may stay open when nothing more happens: longer than anybody waits.
+const ENDS: Duration = Duration::from_secs(8);
 /// How often is looked.
 const LOOK: Duration = Duration::from_millis(100);
 /// The client that reads everything at the end.
@@ -82,9 +84,12 @@ impl World {
                 }
             }
             Phase::Settling { since } => {
-                if self.agree() && self.readers_caught_up() {
+                let open = self.open_ends();
+                if self.agree() && self.readers_caught_up() && open.is_empty() {
                     self.check_end()?;
                     self.phase = Phase::Over;
+                } else if let (Some(open), true) = (open.first(), self.now.since(since) > ENDS) {
+                    return Err(Broken::new("every-call-ends", open.clone()));
                 } else if self.now.since(since) > HEALS {
                     return Err(self.does_not_heal("all nodes, and all readers, to catch up"));
                 }
@@ -179,6 +184,17 @@ impl World {
             let client = self.clients.add(number, node, intents);
             self.think(client);
         }
+    }
+
+    /// What nodes still owe an answer.
+    fn open_ends(&self) -> Vec<String> {
+        let running = self.nodes.iter().enumerate();
+        let running = running.filter_map(|(at, node)| Some((at, node.process.as_ref()?)));
+        let ends = running.flat_map(|(at, process)| {
+            let ends = process.replica.open_ends().into_iter();
+            ends.map(move |end| format!("n{} has {end}", at + 1))
+        });
+        ends.collect()
     }
 
     /// Whether all nodes that are whole stand at the same entry with the same state.

@@ -2,7 +2,7 @@
 //! runs, and not counted as fired.
 
 use crate::{
-    sim::plan::{DiskFault, Fault},
+    sim::plan::{DiskFault, Fault, LEADER},
     storage::files::{Fault as FileFault, Files as _},
     types::{Duration, Instant},
 };
@@ -14,7 +14,12 @@ impl World {
         if self.phase != Phase::Faults {
             return;
         }
-        let fault = self.plan.faults[at].fault.clone();
+        let mut fault = self.plan.faults[at].fault.clone();
+        if fault.nodes().contains(&LEADER) {
+            let Some(leader) = self.leader() else { return };
+            fault = fault.aimed_at(leader as u64 + 1);
+            self.plan.faults[at].fault.clone_from(&fault);
+        }
         let fired = self.carry_fault_out(&fault);
         if fired {
             self.counts.fault(&fault);
@@ -35,7 +40,7 @@ impl World {
             }
             Fault::Kill { node, for_ms } => {
                 let node = index(node);
-                let ran = self.kill(node);
+                let ran = self.kill_in_write(node);
                 self.start_again(node, for_ms, ran, "is killed")
             }
             Fault::Wipe { node, for_ms } => self.wipe(index(node), for_ms),

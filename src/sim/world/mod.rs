@@ -13,6 +13,7 @@ mod end;
 mod faults;
 mod net;
 mod node;
+mod promises;
 mod readers;
 mod turn;
 
@@ -33,6 +34,7 @@ use self::{
     end::Phase,
     net::{Net, Packet},
     node::{Boot, Node},
+    promises::Promises,
     readers::Readers,
 };
 
@@ -66,6 +68,8 @@ enum Happening {
     Connects { a: usize, b: usize, epoch: u64 },
     /// Something of a client is due.
     Client { client: usize, due: Due },
+    /// Whoever made a call of a node stops waiting for it.
+    GivesUp { boot: Boot, sequence: u64 },
     /// A reader looks for news.
     Reader { reader: usize },
     /// The next look at whether the end is reached.
@@ -112,6 +116,9 @@ pub(crate) struct World {
     readers: Readers,
     recorder: Recorder,
     checks: Checks,
+    promises: Promises,
+    /// What was found wrong where an answer was on its way.
+    found: Option<Broken>,
     counts: Counts,
     /// How much has happened since time moved on.
     at_once: u64,
@@ -138,6 +145,8 @@ impl World {
             recorder: Recorder::new(format!("simulation of seed {}", plan.settings.seed))
                 .compacting(),
             checks: Checks::new(plan.settings.nodes),
+            promises: Promises::new(&plan.settings),
+            found: None,
             counts: Counts::default(),
             at_once: 0,
             phase: Phase::Faults,
@@ -199,10 +208,11 @@ impl World {
             Happening::ConnectionBreaks { a, b, epoch } => self.connection_breaks(a, b, epoch),
             Happening::Connects { a, b, epoch } => self.connects(a, b, epoch),
             Happening::Client { client, due } => self.client_due(client, due)?,
+            Happening::GivesUp { boot, sequence } => self.gives_up(boot, sequence),
             Happening::Reader { reader } => self.reader_looks(reader)?,
             Happening::Phase => self.next_phase()?,
         }
-        Ok(())
+        self.found.take().map_or(Ok(()), Err)
     }
 
     /// Something is to happen in a while.

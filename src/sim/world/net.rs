@@ -235,6 +235,7 @@ impl World {
             }
             Cargo::Forward(request) => {
                 self.tell(|| format!("n{} -> n{}: passes calls on", from + 1, to + 1));
+                self.renewals_arrived(to, from, &request);
                 self.give(to, Event::Forwarded { from: peer, request });
             }
             Cargo::Answer(response) => {

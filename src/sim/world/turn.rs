@@ -115,6 +115,7 @@ impl World {
             self.forward(node, place(to), request);
         }
         for (to, response) in jobs.answers {
+            self.check_renewals(node, place(to), &response);
             self.send(node, place(to), Cargo::Answer(response));
         }
         self.write_log(node);

@@ -21,7 +21,7 @@ use crc32c::{crc32c, crc32c_append};
 use crate::{
     raft::{Entry, HardState, LogStart, Membership, Payload},
     storage::wal::group::GroupState,
-    types::{GroupId, LogIndex, LogTime, NodeId, Term},
+    types::{GroupId, LogIndex, LogTime, NodeId, Planted, Term, planted},
 };
 
 pub(super) const SECTOR: u64 = 512;
@@ -138,6 +138,7 @@ impl BatchHeader {
 }
 
 fn batch_crc(header: &[u8], sequence: u64) -> u32 {
+    let sequence = if planted(Planted::RecycledSegmentReadAsNew) { 0 } else { sequence };
     let crc = crc32c_append(crc32c(&sequence.to_le_bytes()), &header[..4]);
     crc32c_append(crc, &header[8..BATCH_HEADER])
 }

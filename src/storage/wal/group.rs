@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use crate::{
     raft::{Entry, HardMark, HardState, LogMark, LogStart},
-    types::{LogIndex, LogTime, Term},
+    types::{LogIndex, LogTime, Planted, Term, planted},
 };
 
 /// What a group's log holds after a start.
@@ -111,7 +111,8 @@ impl Group {
     pub(super) fn connects(&self, start: LogStart) -> bool {
         let runs = self.terms.partition_point(|&(first, _)| first <= start.index);
         let inside = start.index > self.state.start.index && start.index <= self.state.last;
-        inside && runs > 0 && self.terms[runs - 1].1 == start.term
+        let same = runs > 0 && self.terms[runs - 1].1 == start.term;
+        inside && (same || planted(Planted::SnapshotKeepsSuffix))
     }
 
     /// Takes an append into account.

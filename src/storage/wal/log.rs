@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::{
-    raft::{Append, LogStart},
+    raft::{Append, HardState, LogStart},
     storage::{
         Error,
         files::{File, Files},
@@ -16,7 +16,7 @@ use crate::{
             recover,
         },
     },
-    types::{GroupId, LogIndex, LogTime, Term},
+    types::{GroupId, LogIndex, LogTime, Planted, Term, planted},
 };
 
 /// A buffer that grew beyond this many bytes is given back after the sync.
@@ -168,7 +168,8 @@ impl Wal {
     /// Where the entries do not follow the log.
     pub fn append(&mut self, group: GroupId, append: &Append) -> Result<(), Error> {
         self.check()?;
-        let hard = (append.hard, append.log_mark.leader_term);
+        let vote = append.hard.vote.filter(|_| !planted(Planted::VoteNotPersisted));
+        let hard = (HardState { vote, ..append.hard }, append.log_mark.leader_term);
         let mut restart = append.reset_to;
         let state = self.groups.entry(group).or_default();
         if let Some(start) = restart.take_if(|start| state.connects(*start)) {
@@ -292,7 +293,9 @@ impl Wal {
         let file =
             |error| Error::io("write", self.files.path_of(&segment_name(place.sequence)), error);
         tail.file.write_at(&self.buffer, place.offset).map_err(file)?;
-        tail.file.sync_data().map_err(file)?;
+        if !planted(Planted::AcknowledgedBeforeSync) {
+            tail.file.sync_data().map_err(file)?;
+        }
         (tail.offset, tail.chain) = (place.offset + bytes, chain);
         self.proven = self.durable;
         self.durable = Place { offset: tail.offset, ..place };
