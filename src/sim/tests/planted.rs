@@ -1,0 +1,69 @@
+//! Tests the tester: bugs that are planted one at a time, each found by the ordinary sweep within
+//! so many seeds from seed 0 on. Without any, the same seeds break no rule: that is the short sweep
+//! of every test run.
+//!
+//! `cargo test --lib planted -- --nocapture` prints the table of docs/testing.md.
+
+use crate::{
+    sim::{Broken, plan::draw, run},
+    types::{Planted, Planting},
+};
+
+/// How many seeds the short sweep tries; no bug may take more.
+const SWEEP: u64 = 30;
+
+/// The first of so many seeds that breaks a rule, in the order of the sweep.
+fn sweep(seeds: u64) -> Option<(u64, Broken)> {
+    (0..seeds).find_map(|seed| run(&draw(seed), false).broken.map(|broken| (seed, broken)))
+}
+
+/// A planted bug is found within so many seeds, by one of these rules, as the table says.
+fn finds(bug: Planted, seeds: u64, rules: &[&str]) {
+    let planting = Planting::of(bug);
+    let found = sweep(seeds);
+    drop(planting);
+    let Some((seed, broken)) = found else {
+        panic!("{bug:?} was not found within {seeds} seeds");
+    };
+    println!("| `{bug:?}` | `{}` | {seed} | {seeds} |", broken.rule);
+    assert!(rules.contains(&broken.rule.as_str()), "{bug:?} broke {broken} at seed {seed}");
+    let table = include_str!("../../../docs/testing.md");
+    let row = table.lines().find(|line| line.starts_with(&format!("| `{bug:?}` |")));
+    let row = row.unwrap_or_else(|| panic!("docs/testing.md has no row for {bug:?}"));
+    assert!(row.ends_with(&format!("| {seeds} |")), "docs/testing.md: {row}");
+}
+
+macro_rules! planted {
+    ($($name:ident: $bug:ident within $seeds:literal by $rules:expr;)*) => {
+        $(
+            #[test]
+            fn $name() {
+                const { assert!($seeds <= SWEEP) };
+                finds(Planted::$bug, $seeds, &$rules);
+            }
+        )*
+    };
+}
+
+planted! {
+    a_vote_that_is_not_written: VoteNotPersisted within 3 by ["durable-is-kept"];
+    a_vote_that_leaves_before_it_is_durable: VoteSentBeforeDurable within 4 by ["votes-are-durable"];
+    a_vote_that_is_forgotten_in_its_term: VoteForgottenInTerm within 3 by ["panic, what is durable was written", "hard-state-grows"];
+    a_log_that_says_durable_without_a_sync: AcknowledgedBeforeSync within 3 by ["disk-opens", "durable-is-kept"];
+    an_append_that_is_acknowledged_early: AppendAcknowledgedEarly within 4 by ["committed-is-durable"];
+    a_leader_that_counts_its_own_append_early: OwnAppendCountedEarly within 4 by ["committed-is-durable"];
+    an_old_term_that_is_committed_by_count: OldTermCommittedByCount within 5 by ["commit-own-term"];
+    a_heartbeat_that_commits_blindly: HeartbeatCommitsBlindly within 3 by ["committed-never-changes", "committed-is-durable"];
+    a_read_without_a_quorum: ReadWithoutQuorum within 5 by ["read-index-is-current"];
+    a_read_that_joins_an_earlier_round: ReadJoinsEarlierRound within 3 by ["read-index-is-current"];
+    a_proposal_that_is_dropped_in_a_transfer: ProposalDroppedInTransfer within 7 by ["every-call-ends"];
+    an_append_that_always_truncates: AppendTruncatesAlways within 13 by ["panic, what is accepted is in the log", "panic, only what is in the log is committed"];
+    a_token_that_restarts_at_a_snapshot: TokenRestartsAtSnapshot within 3 by ["state-machine-safety"];
+    requests_that_are_lost_at_a_snapshot: RequestsLostAtSnapshot within 3 by ["state-machine-safety"];
+    a_retry_that_is_applied_twice: RetryAppliedTwice within 5 by ["event-acknowledged", "event-once", "refused-seen", "linearizable"];
+    an_expiry_without_epoch: ExpiryWithoutEpoch within 4 by ["session-lives", "session-lost", "session-ended"];
+    a_waiter_that_is_woken_twice: WaiterWokenTwice within 3 by ["one-outcome"];
+    a_wrong_token_that_releases: WrongTokenReleases within 3 by ["lock-token-phantom", "lock-release", "linearizable"];
+    a_watch_that_skips_a_revision: WatchSkipsRevision within 9 by ["watch-gap"];
+    a_recycled_segment_that_is_read_as_new: RecycledSegmentReadAsNew within 6 by ["disk-opens", "durable-is-kept"];
+}
