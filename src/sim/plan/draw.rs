@@ -9,6 +9,8 @@ use crate::{
     types::Rng,
 };
 
+/// How often the client renews that does nothing else.
+const RENEWALS: u64 = 150;
 /// When the faults begin: the cluster is founded by then.
 const FAULTS_FROM_MS: u64 = 1_500;
 
@@ -37,6 +39,7 @@ pub fn draw(seed: u64) -> Plan {
         generate(&shape(&settings, &mut root.stream("shape")), &mut root.stream("intents"));
     in_bursts(&mut intents, &mut root.stream("bursts"));
     at_the_edge(&mut intents, &mut root.stream("edge"));
+    intents.extend(keeper(&intents, &settings, &mut root.stream("keeper")));
     Plan { settings, faults, intents }
 }
 
@@ -61,7 +64,7 @@ fn settings(seed: u64, rng: &mut Rng) -> Settings {
         faults_until_ms: 29_500 + rng.below(5_000),
         heartbeat_ms,
         election_ms: (heartbeat_ms * 6, heartbeat_ms * 12),
-        retained_log_bytes: one_of(rng, &[100, 1_000, 8_000, 64_000, 1 << 20]),
+        retained_log_bytes: one_of(rng, &[100, 100, 1_000, 8_000, 64_000, 1 << 20]),
         segment_bytes: one_of(rng, &[4_096, 8_192, 32_768, 262_144]),
         retained_revisions: one_of(rng, &[10, 50, 100_000]),
         latency_us: (latency, latency * 4),
@@ -128,6 +131,18 @@ fn at_the_edge(intents: &mut Vec<Planned>, rng: &mut Rng) {
     }
 }
 
+/// Where there are sessions, one more client does nothing but keep one alive.
+fn keeper(intents: &[Planned], settings: &Settings, rng: &mut Rng) -> Vec<Planned> {
+    if !intents.iter().any(|planned| matches!(planned.intent, Intent::RenewSession)) {
+        return Vec::new();
+    }
+    let client = 1 + intents.iter().map(|planned| planned.client).max().unwrap_or(0);
+    let think_ms_max = 2 * settings.faults_until_ms / RENEWALS;
+    let renewal =
+        |_| Planned { client, think_ms: rng.below(think_ms_max), intent: Intent::RenewSession };
+    (0..RENEWALS).map(renewal).collect()
+}
+
 fn families(rng: &mut Rng) -> Vec<FaultFamily> {
     FaultFamily::ALL.into_iter().filter(|_| rng.below(2) == 0).collect()
 }
@@ -150,7 +165,8 @@ fn pick(rng: &mut Rng, len: usize) -> usize {
 
 fn fault(family: FaultFamily, settings: &Settings, rng: &mut Rng) -> Option<Fault> {
     let nodes = settings.nodes;
-    let aimed = rng.below(2) == 0 && family != FaultFamily::LostDisk;
+    let most = if family == FaultFamily::Partition { 3 } else { 2 };
+    let aimed = rng.below(4) < most && family != FaultFamily::LostDisk;
     let node = if aimed { LEADER } else { 1 + rng.below(nodes) };
     let other = 1 + (node + rng.below(nodes.saturating_sub(1).max(1))) % nodes;
     // Mostly short, so that much happens; sometimes longer than any patience.
