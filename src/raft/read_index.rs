@@ -55,7 +55,8 @@ impl Raft {
         leading.reads.waiting.push(ticket);
         let idle = leading.reads.confirmed == self.round;
         // Before its first commit a leader does not know what is committed (rule 11).
-        if idle && self.leader_ready() && !self.stalled {
+        let known = self.leader_ready() || planted(Planted::ReadBeforeFirstCommit);
+        if idle && known && !self.stalled {
             self.begin_round(ready);
         }
     }

@@ -53,8 +53,6 @@ pub(crate) enum Planted {
     WatchSkipsRevision,
     /// A segment that is used again shows its old records (25).
     RecycledSegmentReadAsNew,
-    /// What was read back from the log's end is not written again before it counts as durable (27).
-    TailNotRewritten,
 }
 
 /// Whether a bug is planted.

@@ -64,7 +64,7 @@ fn settings(seed: u64, rng: &mut Rng) -> Settings {
         faults_until_ms: 29_500 + rng.below(5_000),
         heartbeat_ms,
         election_ms: (heartbeat_ms * 6, heartbeat_ms * 12),
-        retained_log_bytes: one_of(rng, &[100, 100, 1_000, 8_000, 64_000, 1 << 20]),
+        retained_log_bytes: one_of(rng, &[10, 10, 1_000, 64_000, 1 << 20]),
         segment_bytes: one_of(rng, &[4_096, 8_192, 32_768, 262_144]),
         retained_revisions: one_of(rng, &[10, 50, 100_000]),
         latency_us: (latency, latency * 4),
@@ -198,6 +198,8 @@ fn fault(family: FaultFamily, settings: &Settings, rng: &mut Rng) -> Option<Faul
         FaultFamily::Partition => {
             let side = (1..=nodes).filter(|_| rng.below(2) == 0).collect();
             let side = if aimed { vec![LEADER] } else { side };
+            // Often long enough for another to be elected, and not much longer.
+            let for_ms = if rng.below(2) == 0 { 300 + rng.below(1_200) } else { for_ms };
             Fault::Partition { side, for_ms, silent: rng.below(2) == 0 }
         }
         FaultFamily::OneWay => Fault::OneWay { from: node, to: other, for_ms },

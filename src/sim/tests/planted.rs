@@ -54,20 +54,18 @@ planted! {
     a_leader_that_counts_its_own_append_early: OwnAppendCountedEarly within 12 by ["committed-is-durable"];
     an_old_term_that_is_committed_by_count: OldTermCommittedByCount within 12 by ["commit-own-term"];
     a_heartbeat_that_commits_blindly: HeartbeatCommitsBlindly within 12 by ["committed-never-changes", "committed-is-durable"];
-    a_read_without_a_quorum: ReadWithoutQuorum within 12 by ["read-index-is-current"];
+    a_read_without_a_quorum: ReadWithoutQuorum within 12 by ["renewal-by-leader", "read-index-is-current"];
     a_read_that_joins_an_earlier_round: ReadJoinsEarlierRound within 12 by ["read-index-is-current"];
-    a_read_before_the_first_commit: ReadBeforeFirstCommit within 12 by ["read-index-is-current"];
+    a_read_before_the_first_commit: ReadBeforeFirstCommit within 30 by ["read-index-is-current"];
     a_proposal_that_is_dropped_in_a_transfer: ProposalDroppedInTransfer within 30 by ["every-call-ends"];
     an_append_that_always_truncates: AppendTruncatesAlways within 30 by ["panic, what is accepted is in the log", "panic, only what is in the log is committed"];
     a_token_that_restarts_at_a_snapshot: TokenRestartsAtSnapshot within 12 by ["state-machine-safety"];
     requests_that_are_lost_at_a_snapshot: RequestsLostAtSnapshot within 12 by ["state-machine-safety"];
-    a_retry_that_is_applied_twice: RetryAppliedTwice within 12 by ["event-acknowledged", "event-once", "refused-seen", "linearizable"];
+    a_retry_that_is_applied_twice: RetryAppliedTwice within 30 by ["event-acknowledged", "event-once", "refused-seen", "linearizable"];
     an_expiry_without_epoch: ExpiryWithoutEpoch within 12 by ["session-lives", "session-lost", "session-ended"];
     a_waiter_that_is_woken_twice: WaiterWokenTwice within 12 by ["one-outcome"];
-    a_wrong_token_that_releases: WrongTokenReleases within 12 by ["lock-token-phantom", "lock-release", "linearizable"];
+    a_wrong_token_that_releases: WrongTokenReleases within 12 by ["lock-token-phantom", "lock-release", "lock-exclusive", "lock-holder", "linearizable"];
     a_watch_that_skips_a_revision: WatchSkipsRevision within 30 by ["watch-gap"];
     a_recycled_segment_that_is_read_as_new: RecycledSegmentReadAsNew within 12 by ["disk-opens", "durable-is-kept"];
-    a_renewal_without_a_quorum: RenewalWithoutQuorum within 30 by ["renewal-by-leader", "session-lives", "session-lost", "session-ended"];
-    a_snapshot_that_keeps_the_old_suffix: SnapshotKeepsSuffix within 30 by ["panic, terms never go back along the log", "log-matching", "committed-never-changes"];
-    a_tail_that_is_not_written_again: TailNotRewritten within 30 by ["disk-opens", "durable-is-kept"];
+    a_renewal_without_a_quorum: RenewalWithoutQuorum within 12 by ["renewal-by-leader", "session-lives", "session-lost", "session-ended"];
 }

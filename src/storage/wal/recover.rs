@@ -303,9 +303,6 @@ impl Reader<'_> {
         bytes.resize(index(end - start), 0);
         let open = || {
             let mut file = self.files.open(&segment_name(sequence))?;
-            if planted(Planted::TailNotRewritten) {
-                return Ok(file);
-            }
             file.write_at(&bytes, start)?;
             file.sync_data()?;
             Ok(file)
