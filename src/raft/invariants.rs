@@ -49,11 +49,11 @@ impl Raft {
         assert!(self.durable_hard >= self.hard_mark(), "and its vote is durable: {self:?}");
         assert!(!leading.progress.contains_key(&self.config.id), "none of itself: {self:?}");
         for (peer, progress) in &leading.progress {
-            assert!(progress.matched < progress.next, "{peer}: matched < next: {self:?}");
-            assert!(progress.next <= last.next(), "{peer}: next is within reach: {self:?}");
+            assert!(progress.matched < progress.next, "matched < next, of {peer}: {self:?}");
+            assert!(progress.next <= last.next(), "next is within reach, of {peer}: {self:?}");
             if matches!(progress.state, ProgressState::Replicate(_)) {
                 let previous = progress.next.previous();
-                assert!(self.log.term(previous).is_some(), "{peer}: next is kept: {self:?}");
+                assert!(self.log.term(previous).is_some(), "next is kept, of {peer}: {self:?}");
             }
         }
         let beyond = self.log.iter().filter(|entry| entry.index > self.hard.commit);

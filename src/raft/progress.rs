@@ -109,10 +109,12 @@ impl Progress {
         self.next = self.next.max(self.matched.next());
         match &mut self.state {
             ProgressState::Replicate(inflight) => inflight.free(index, now),
-            ProgressState::Probe { .. } => self.become_replicate(now),
             // A late answer that still leaves a gap changes nothing.
-            ProgressState::Snapshot { .. } if self.matched < log.start().index => {}
-            ProgressState::Snapshot { .. } => self.become_replicate(now),
+            ProgressState::Probe { .. } | ProgressState::Snapshot { .. }
+                if self.matched < log.start().index => {}
+            ProgressState::Probe { .. } | ProgressState::Snapshot { .. } => {
+                self.become_replicate(now);
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use prost::Message as _;
 use crate::{
     machine::{Applied, ChangeKind, Head, SessionEffect, Space, View},
     pb::{
-        command::v1::{Command, command::Op},
+        command::v1::{Command, command::Op, outcome},
         lock::v1::Lock,
     },
     raft::{Entry, Payload},
@@ -16,8 +16,8 @@ use crate::{
     types::LogIndex,
 };
 
-/// Who waits since when: session, owner and time. Who leaves and comes back is another one.
-type Waiter = (u64, String, Option<prost_types::Timestamp>);
+/// Who waits: session and owner. A session that an acquire brought is that acquire's alone.
+type Waiter = (u64, String);
 
 /// The locks as the log's changes tell, by name.
 #[derive(Debug, Default)]
@@ -29,6 +29,8 @@ pub(super) struct Locks {
     largest: BTreeMap<Vec<u8>, u64>,
     /// Who waited where, in line, when it was last looked at.
     lines: BTreeMap<Vec<u8>, Vec<Waiter>>,
+    /// Sessions that clients opened: who waits in one may leave and come back unseen.
+    opened: BTreeSet<u64>,
 }
 
 impl Checks {
@@ -65,6 +67,12 @@ impl Checks {
             }
         }
         locks.through = applied.head.index;
+        locks.opened.extend(applied.outcomes.iter().filter_map(
+            |(_, outcome)| match &outcome.result {
+                Some(outcome::Result::OpenSession(opened)) => Some(opened.session_id),
+                _ => None,
+            },
+        ));
         let of_locks = || applied.changes.iter().filter(|change| change.space == Space::Locks);
         if of_locks().next().is_none() {
             return Ok(());
@@ -147,7 +155,8 @@ impl Locks {
         let now: Vec<Waiter> = described
             .waiters
             .into_iter()
-            .map(|waiter| (waiter.session_id, waiter.owner, waiter.enqueue_time))
+            .map(|waiter| (waiter.session_id, waiter.owner))
+            .filter(|(session, _)| !self.opened.contains(session))
             .collect();
         if described.holder.is_none() && !now.is_empty() {
             let words = format!("{} is free, and {now:?} wait for it", text(key));
@@ -161,7 +170,6 @@ impl Locks {
             return Err(Broken::new("lock-fifo", words));
         }
         let holder = described.holder.map(|holder| (holder.session_id, holder.owner));
-        // The last place of one session and owner: whoever is still in line did not get it.
         let overtook = holder.as_ref().and_then(|(session, owner)| {
             old.iter()
                 .rposition(|other| (other.0, &other.1) == (*session, owner) && !now.contains(other))

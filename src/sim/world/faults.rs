@@ -171,8 +171,8 @@ impl World {
             me.files.heal();
             (me.stalled_until, me.slow_until, me.short_until) =
                 (Instant::ZERO, Instant::ZERO, Instant::ZERO);
-            self.look_at_room(node);
             self.resume(node);
+            self.look_at_room(node);
             self.after(Duration::ZERO, Happening::Start { node });
         }
     }

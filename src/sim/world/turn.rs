@@ -130,6 +130,9 @@ impl World {
 
     /// The guard of a node's room looks, each second for as long as there is too little.
     pub(super) fn look_at_room(&mut self, node: usize) {
+        if let Some(until) = self.nodes[node].paused_until {
+            return self.at(until, Happening::Room { node });
+        }
         let short = self.now < self.nodes[node].short_until;
         let shortage = short.then(|| Shortage {
             node: NodeId::new(node as u64 + 1),
@@ -137,9 +140,7 @@ impl World {
             reusable: 0,
             needed: 2,
         });
-        if self.nodes[node].paused_until.is_none() {
-            self.give(node, Event::Space(shortage));
-        }
+        self.give(node, Event::Space(shortage));
     }
 
     pub(super) const fn look_interval() -> Duration {
