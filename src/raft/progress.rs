@@ -118,6 +118,14 @@ impl Progress {
         }
     }
 
+    /// The log was cut: it may no longer reach back to a member that fell silent.
+    pub(crate) fn on_purged(&mut self, log: &Log) {
+        let replicates = matches!(self.state, ProgressState::Replicate(_));
+        if replicates && log.term(self.next.previous()).is_none() {
+            self.become_probe(self.next);
+        }
+    }
+
     /// The member refused `rejected`, where it has a run of `term` that begins at `index`, or
     /// nothing if `term` is zero (Raft §5.3, back-tracking by term).
     pub(crate) fn on_conflict(

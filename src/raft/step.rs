@@ -287,6 +287,9 @@ impl Raft {
         let through = through.min(self.applied);
         if through >= self.log.first_index() {
             self.log.purge(through);
+            if let Role::Leader(leading) = &mut self.role {
+                leading.progress.values_mut().for_each(|progress| progress.on_purged(&self.log));
+            }
             ready.purged = Some(self.log.start());
         }
     }

@@ -18,7 +18,7 @@ use crate::{
     },
     pb::command::v1::RegisterMember,
     raft::{Config, Membership},
-    sim::invariants::{Broken, Grown},
+    sim::invariants::{Broken, DurableChange, Grown},
     storage::{self, Wal, WalOptions, files::Fault},
     types::{Duration, GroupId, Incarnation, Instant, NodeId},
 };
@@ -42,7 +42,15 @@ impl World {
         let promised = self.nodes[node].durable.clone();
         match self.open(node) {
             Ok(process) => {
-                self.checks.restarted(node, process.replica.raft(), &promised)?;
+                // A write under way is there whole, or not at all.
+                let mut whole = promised.clone();
+                let in_flight = core::mem::take(&mut self.nodes[node].in_flight);
+                in_flight.into_iter().for_each(|change| whole.change(change));
+                let raft = process.replica.raft();
+                let kept = self.checks.restarted(node, raft, &promised);
+                kept.or_else(|broken| {
+                    self.checks.restarted(node, raft, &whole).map_err(|_| broken)
+                })?;
                 self.checks.applied(node, process.machine.head(), process.store.hash())?;
                 self.nodes[node].process = Some(Box::new(process));
                 self.note(Some(node), "starts");
@@ -184,7 +192,8 @@ impl World {
             _ => {}
         }
         let mut written = crate::node::wal_writer::Written::default();
-        let jobs = writing.jobs.into_iter().flatten().collect();
+        let jobs: Vec<_> = writing.jobs.into_iter().flatten().collect();
+        me.in_flight = jobs.iter().map(DurableChange::of).collect();
         if crate::node::wal_writer::write(wal, jobs, &mut written).is_ok() {
             let _ = wal.sync();
         }

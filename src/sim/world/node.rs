@@ -14,7 +14,12 @@ use crate::{
         replica::{Event, Replica, WalJob},
     },
     raft::{Entry, SendSnapshot},
-    sim::{clock::Clock, invariants::DurableLog, plan::Settings, store::SimStore},
+    sim::{
+        clock::Clock,
+        invariants::{DurableChange, DurableLog},
+        plan::Settings,
+        store::SimStore,
+    },
     storage::{Wal, files::MemoryFiles},
     types::{ClusterId, Instant, LogIndex, Rng},
 };
@@ -43,6 +48,8 @@ pub(super) struct Node {
     pub(super) cluster: Option<ClusterId>,
     /// What was made durable, as the world counts it.
     pub(super) durable: DurableLog,
+    /// What was being written when its process ended, durable or not.
+    pub(super) in_flight: Vec<DurableChange>,
     /// How many times a process was started.
     pub(super) boots: u64,
     pub(super) process: Option<Box<Process>>,
@@ -125,6 +132,7 @@ impl Node {
             incarnation: uuid(&mut rng),
             cluster: None,
             durable: DurableLog::default(),
+            in_flight: Vec::new(),
             boots: 0,
             process: None,
             lost: false,
