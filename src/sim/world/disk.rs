@@ -62,6 +62,8 @@ impl World {
         let mut written = Written::default();
         let done = wal_writer::write(wal, jobs, &mut written).and_then(|()| wal.sync());
         if let Err(error) = done {
+            // Whatever of it got as far as the disk may be there.
+            me.in_flight = durable;
             self.counts.count("disk failed");
             self.die(node, &format!("stops: {error}"));
             return Ok(());
