@@ -2,12 +2,12 @@
 //! waits do.
 //!
 //! A lock changes hands in [`grant`] alone, and is freed in [`hand_over`] alone. Retries find
-//! their place in line, or their grant, again; a cancel names the call it takes back, so that one
-//! that a retry has overtaken does nothing.
+//! their place in line, or their grant, again; a cancel names the call it takes back, and ends a
+//! grant only when none of the calls that were told of it may have taken it.
 
 use prost::Message as _;
 
-use super::line::{self, Caller, Hold, Place, Waiter};
+use super::line::{self, Caller, Hold, Place, Untold, Waiter};
 use crate::{
     machine::{
         Space, dedup, discovery, keyspace,
@@ -210,8 +210,9 @@ fn park(tx: &mut Tx<'_>, call: &Origin, session: SessionId) {
     }
 }
 
-/// A retry of a request that was granted gets the same answer; where the lock is still held with
-/// that token, the new call takes the old one's part, whose cancel is void from now on.
+/// A retry of a request that was granted gets the same answer. Where the lock is still held with
+/// that token, the new call stands beside those before it: which of them the holder heard, and in
+/// which order they were sent, nobody knows here.
 pub(crate) fn deliver_again(
     tx: &mut Tx<'_>,
     call: &Origin,
@@ -220,8 +221,8 @@ pub(crate) fn deliver_again(
     let Some(outcome::Result::Acquire(granted)) = &answer.result else { return Ok(()) };
     if let Some(mut hold) = line::load_hold(tx, &granted.name)?
         && hold.fencing_token == granted.fencing_token
+        && hold.tell_again(call)
     {
-        hold.caller.attachment = Some(*call);
         tx.save(line::hold_key(&granted.name), &hold);
     }
     Ok(())
@@ -241,19 +242,24 @@ pub(crate) fn release(tx: &mut Tx<'_>, request: &ReleaseRequest) -> Decision<Rel
     }
 }
 
-/// Takes back the acquire of one call: its place in line, or its grant, which nobody received.
+/// Takes back the acquire of one call: its place in line, or its grant, where no other call was told
+/// of it.
 pub(crate) fn cancel(tx: &mut Tx<'_>, command: &CancelAcquire) -> Decision<Done> {
     let Some(call) = &command.attachment else { return Ok(Ok(Done {})) };
     if let Some(place) = line::find_by_call(tx, call)? {
         let sentence = "the call that waited gave up";
         let cancelled = refusal(Reason::WaitCancelled, sentence).with("lock", &place.name);
         quit(tx, &place, cancelled)?;
-    } else if let Some(hold) = line::load_hold(tx, &command.name)?
-        && hold.caller.attachment.as_ref() == Some(call)
-    {
-        // Nobody saw the grant. A retry that comes yet asks anew.
-        dedup::forget(tx, &hold.caller.request_id)?;
-        give_up(tx, &command.name, &hold)?;
+    } else if let Some(mut hold) = line::load_hold(tx, &command.name)? {
+        match hold.untell(call) {
+            Untold::Unchanged => {}
+            Untold::ByOne => tx.save(line::hold_key(&command.name), &hold),
+            Untold::ByAll => {
+                // Nobody saw the grant. A retry that comes yet asks anew.
+                dedup::forget(tx, &hold.caller.request_id)?;
+                give_up(tx, &command.name, &hold)?;
+            }
+        }
     }
     Ok(Ok(Done {}))
 }
@@ -380,6 +386,7 @@ fn grant(tx: &mut Tx<'_>, name: &str, claim: Claim) -> Result<AcquireResponse, S
         fencing_token: token.value(),
         owner: claim.owner,
         caller: claim.caller,
+        told_again: Vec::new(),
     };
     tx.save(line::hold_key(name), &hold);
     Ok(AcquireResponse {

@@ -20,6 +20,9 @@ use crate::{
 /// The most that wait for one lock.
 pub(super) const WAITERS_MAX: u64 = 10_000;
 
+/// The most calls that a hold keeps in mind; once there were as many, no cancel ends it.
+pub(super) const TOLD_MAX: usize = 8;
+
 /// The call that is to be told, and the request it carries out.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Caller {
@@ -49,15 +52,52 @@ pub(crate) struct Hold {
     /// The holder's label.
     #[prost(string, tag = "4")]
     pub(crate) owner: String,
-    /// Who was told of the grant.
+    /// Who was told of the grant first.
     #[prost(message, required, tag = "5")]
     pub(crate) caller: Caller,
+    /// The retries that were told of it since.
+    #[prost(message, repeated, tag = "6")]
+    pub(crate) told_again: Vec<Origin>,
 }
 
 impl Hold {
     pub(super) fn session(&self) -> SessionId {
         SessionId::new(self.session_id)
     }
+
+    fn told(&self) -> impl Iterator<Item = &Origin> {
+        self.caller.attachment.iter().chain(&self.told_again)
+    }
+
+    /// One more call is told of the grant. Says whether the hold changed.
+    pub(super) fn tell_again(&mut self, call: &Origin) -> bool {
+        let new = self.told().count() < TOLD_MAX && self.told().all(|told| told != call);
+        if new {
+            self.told_again.push(*call);
+        }
+        new
+    }
+
+    /// One of the calls never took the grant.
+    pub(super) fn untell(&mut self, call: &Origin) -> Untold {
+        if self.told().count() >= TOLD_MAX || self.told().all(|told| told != call) {
+            return Untold::Unchanged;
+        }
+        self.told_again.retain(|told| told != call);
+        self.caller.attachment.take_if(|told| told == call);
+        if self.told().next().is_none() { Untold::ByAll } else { Untold::ByOne }
+    }
+}
+
+/// What it means for a hold that a call never took the grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Untold {
+    /// The call was not told, or too many were to keep each in mind.
+    Unchanged,
+    /// Another call was told as well, and may have taken it.
+    ByOne,
+    /// Nobody took it.
+    ByAll,
 }
 
 /// A place in a line.

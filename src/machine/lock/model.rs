@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use prost::Message as _;
 
+use super::line::TOLD_MAX;
 use crate::{
     machine::{Applied, COMMAND_VERSION, testing::Harness},
     pb::{
@@ -45,6 +46,8 @@ struct Party {
 #[derive(Debug, Default)]
 struct LockState {
     holder: Option<(Party, u64)>,
+    /// The calls that were told of the grant and not cancelled.
+    told: Vec<u64>,
     line: Vec<Party>,
 }
 
@@ -72,6 +75,7 @@ impl Model {
         assert!(!self.granted.contains(&name), "an entry grants a name once");
         self.waiting.remove(&party.session);
         self.told.insert(party.call, Told::Granted(name));
+        self.lock(name).told = vec![party.call];
         self.lock(name).holder = Some((party, 0));
         self.granted.push(name);
     }
@@ -137,10 +141,11 @@ impl Model {
     fn acquire(&mut self, index: u64, name: &'static str, ask: &Ask) {
         let deadline = ask.wait.map(|wait| self.now + wait * 1_000);
         if let Some(answer) = ask.request.and_then(|request| self.answers.get(&request)).cloned() {
-            if let Some((holder, token)) = &mut self.lock(name).holder
-                && *token == answer.fencing_token
-            {
-                holder.call = index;
+            let lock = self.lock(name);
+            let same =
+                lock.holder.as_ref().is_some_and(|(_, token)| *token == answer.fencing_token);
+            if same && lock.told.len() < TOLD_MAX {
+                lock.told.push(index);
             }
             self.told.insert(index, Told::Again(answer));
             return;
@@ -317,19 +322,23 @@ impl Walk {
         let model = &mut self.model;
         let lock = model.lock(name);
         let mut calls: Vec<u64> = lock.line.iter().map(|party| party.call).collect();
-        calls.extend(lock.holder.as_ref().map(|(party, _)| party.call));
+        calls.extend(lock.holder.iter().flat_map(|_| &lock.told));
         // Now and then a call that is long gone.
         calls.push(1);
         let sequence = calls[usize::from(b) % calls.len()];
         if let Some(at) = lock.line.iter().position(|party| party.call == sequence) {
             model.quit(name, at, Reason::WaitCancelled);
         } else if let Some((party, _)) = lock.holder.clone()
-            && party.call == sequence
+            && lock.told.contains(&sequence)
+            && lock.told.len() < TOLD_MAX
         {
-            if let Some(request) = party.request {
-                model.answers.remove(&request);
+            lock.told.retain(|told| *told != sequence);
+            if lock.told.is_empty() {
+                if let Some(request) = party.request {
+                    model.answers.remove(&request);
+                }
+                model.release(name);
             }
-            model.release(name);
         }
         model.told.insert(index, Told::Done);
         let attachment = Some(Origin { node_id: 1, boot: 7, sequence });

@@ -1,5 +1,6 @@
 //! What locks promise, rule by rule. The random walk over all of them is in `model.rs`.
 
+use super::line::TOLD_MAX;
 use crate::{
     machine::{Applied, SessionEffect, testing::Harness},
     pb::{
@@ -266,7 +267,7 @@ fn l8_a_retry_with_another_body_is_refused_while_the_first_waits() {
 }
 
 #[test]
-fn l8_a_retry_after_the_grant_gets_the_same_token_and_voids_older_cancels() {
+fn l8_a_retry_after_the_grant_gets_the_same_token_whatever_is_cancelled_of_the_others() {
     let mut h = Harness::new();
     let token = granted(&mut h, acquire("a")).fencing_token;
     let waiter = parked(&mut h, with_id("a", 7));
@@ -275,6 +276,49 @@ fn l8_a_retry_after_the_grant_gets_the_same_token_and_voids_older_cancels() {
     assert_eq!(again, got);
     cancel(&mut h, "a", waiter);
     assert_eq!(holder_token(&h, "a"), Some(got.fencing_token), "the retry received the grant");
+}
+
+/// The first attempt was held up on its way; it arrives after its own retry was granted the lock,
+/// and its node takes it back, because nobody waits for it any more.
+#[test]
+fn l8_an_attempt_that_comes_late_takes_nothing_from_the_retry_that_overtook_it() {
+    let mut h = Harness::new();
+    let got = granted(&mut h, with_id("a", 7));
+    let late = h.next_origin();
+    assert_eq!(granted(&mut h, with_id("a", 7)), got);
+    cancel(&mut h, "a", late);
+    assert_eq!(holder_token(&h, "a"), Some(got.fencing_token));
+}
+
+#[test]
+fn a_grant_ends_when_each_call_that_was_told_of_it_is_cancelled() {
+    let mut h = Harness::new();
+    let calls = [(); 3].map(|()| {
+        let call = h.next_origin();
+        granted(&mut h, with_id("a", 7));
+        call
+    });
+    for (at, call) in [2, 0, 1].into_iter().zip(1..) {
+        assert!(holder_token(&h, "a").is_some(), "before cancel {call}");
+        cancel(&mut h, "a", calls[at]);
+    }
+    assert_eq!(holder_token(&h, "a"), None);
+}
+
+#[test]
+fn no_cancel_ends_a_grant_that_more_calls_were_told_of_than_are_kept_in_mind() {
+    let mut h = Harness::new();
+    let calls: Vec<_> = (0..=TOLD_MAX)
+        .map(|_| {
+            let call = h.next_origin();
+            granted(&mut h, with_id("a", 7));
+            call
+        })
+        .collect();
+    for call in calls.into_iter().rev() {
+        cancel(&mut h, "a", call);
+    }
+    assert!(holder_token(&h, "a").is_some(), "one of them may have taken it");
 }
 
 #[test]
