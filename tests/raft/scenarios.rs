@@ -14,27 +14,11 @@ use crate::{
     speech::in_words,
 };
 
+#[macro_use]
 #[path = "../scenarios/script.rs"]
 mod script;
 
-const FOLDER: &str = "raft";
-
-macro_rules! scenarios {
-    ($($name:ident)*) => {
-        $(#[test]
-        fn $name() {
-            let mut player = Player::new();
-            script::play(FOLDER, stringify!($name), |command| player.run(command));
-        })*
-
-        #[test]
-        fn every_scenario_is_played() {
-            assert_eq!(script::names(FOLDER), [$(stringify!($name)),*]);
-        }
-    };
-}
-
-scenarios! {
+scenarios! { "raft":
     election
     split_vote
     replication
@@ -356,7 +340,7 @@ fn the_index_is_complete() {
             format!("{} {}", cells[0], cells[1])
         })
         .collect();
-    let files = [FOLDER, "replica"].into_iter().flat_map(|folder| {
+    let files = ["raft", "replica"].into_iter().flat_map(|folder| {
         script::files(folder).into_iter().map(move |file| format!("{folder}/{file}"))
     });
     let expected: Vec<String> = files

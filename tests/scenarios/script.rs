@@ -6,6 +6,23 @@
 
 use std::{fmt::Write as _, fs, path::PathBuf};
 
+/// A test for each scenario of a folder, played by a `Player` of its own, and one that none is left
+/// out. The player stands beside, as `Player::new()` and `run(command)`.
+macro_rules! scenarios {
+    ($folder:literal: $($name:ident)*) => {
+        $(#[test]
+        fn $name() {
+            let mut player = Player::new();
+            script::play($folder, stringify!($name), |command| player.run(command));
+        })*
+
+        #[test]
+        fn every_scenario_is_played() {
+            assert_eq!(script::names($folder), [$(stringify!($name)),*]);
+        }
+    };
+}
+
 /// Where the scenarios lie.
 pub(crate) fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios")

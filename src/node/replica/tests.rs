@@ -1,8 +1,9 @@
 //! How calls fare: passed on, lost, answered late, parked, taken back.
 
-mod scenarios;
+#[macro_use]
 #[path = "../../../tests/scenarios/script.rs"]
 mod script;
+mod scenarios;
 mod story;
 mod world;
 

@@ -37,9 +37,8 @@ impl fmt::Display for Broken {
 }
 
 /// What was seen so far.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Checks {
-    nodes: u64,
     leaders: BTreeMap<Term, NodeId>,
     /// Every committed entry: its term, and a hash of what it holds.
     committed: BTreeMap<LogIndex, (Term, u64)>,
@@ -48,17 +47,4 @@ pub(crate) struct Checks {
     /// The state after an entry, wherever a node stopped to look.
     states: BTreeMap<LogIndex, u64>,
     locks: state::Locks,
-}
-
-impl Checks {
-    pub(crate) fn new(nodes: u64) -> Self {
-        Self {
-            nodes,
-            leaders: BTreeMap::new(),
-            committed: BTreeMap::new(),
-            seen: BTreeMap::new(),
-            states: BTreeMap::new(),
-            locks: state::Locks::default(),
-        }
-    }
 }

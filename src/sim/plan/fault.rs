@@ -248,7 +248,21 @@ impl Fault {
 
     /// How long it lasts, where it does.
     #[must_use]
-    pub const fn lasts_ms(&self) -> Option<u64> {
+    pub fn lasts_ms(&self) -> Option<u64> {
+        self.clone().span_mut().copied()
+    }
+
+    /// The same, lasting so long.
+    #[must_use]
+    pub fn lasting_ms(&self, span: u64) -> Self {
+        let mut fault = self.clone();
+        if let Some(for_ms) = fault.span_mut() {
+            *for_ms = span;
+        }
+        fault
+    }
+
+    const fn span_mut(&mut self) -> Option<&mut u64> {
         match self {
             Self::Crash { for_ms, .. }
             | Self::Kill { for_ms, .. }
@@ -264,34 +278,9 @@ impl Fault {
             | Self::Loss { for_ms, .. }
             | Self::Duplicate { for_ms, .. }
             | Self::Reorder { for_ms, .. }
-            | Self::Delay { for_ms, .. } => Some(*for_ms),
+            | Self::Delay { for_ms, .. } => Some(for_ms),
             Self::Break { .. } | Self::Jump { .. } | Self::Transfer { .. } => None,
         }
-    }
-
-    /// The same, lasting so long.
-    #[must_use]
-    pub fn lasting_ms(&self, span: u64) -> Self {
-        let mut fault = self.clone();
-        match &mut fault {
-            Self::Crash { for_ms, .. }
-            | Self::Kill { for_ms, .. }
-            | Self::Pause { for_ms, .. }
-            | Self::Wipe { for_ms, .. }
-            | Self::BitFlip { for_ms, .. }
-            | Self::Disk { for_ms, .. }
-            | Self::Stall { for_ms, .. }
-            | Self::SlowApply { for_ms, .. }
-            | Self::Short { for_ms, .. }
-            | Self::Partition { for_ms, .. }
-            | Self::OneWay { for_ms, .. }
-            | Self::Loss { for_ms, .. }
-            | Self::Duplicate { for_ms, .. }
-            | Self::Reorder { for_ms, .. }
-            | Self::Delay { for_ms, .. } => *for_ms = span,
-            Self::Break { .. } | Self::Jump { .. } | Self::Transfer { .. } => {}
-        }
-        fault
     }
 
     /// The nodes that it names.

@@ -144,7 +144,7 @@ impl World {
             readers: Readers::new(&plan.settings, &rng),
             recorder: Recorder::new(format!("simulation of seed {}", plan.settings.seed))
                 .compacting(),
-            checks: Checks::new(plan.settings.nodes),
+            checks: Checks::default(),
             promises: Promises::new(&plan.settings),
             found: None,
             counts: Counts::default(),

@@ -22,24 +22,7 @@ use crate::{
     types::{Duration, LogIndex, NodeId, Revision, SessionId},
 };
 
-const FOLDER: &str = "replica";
-
-macro_rules! scenarios {
-    ($($name:ident)*) => {
-        $(#[test]
-        fn $name() {
-            let mut player = Player::new();
-            script::play(FOLDER, stringify!($name), |command| player.run(command));
-        })*
-
-        #[test]
-        fn every_scenario_is_played() {
-            assert_eq!(script::names(FOLDER), [$(stringify!($name)),*]);
-        }
-    };
-}
-
-scenarios! {
+scenarios! { "replica":
     lock_hand_over
     token_after_failover
     stale_holder

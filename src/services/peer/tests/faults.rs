@@ -28,7 +28,7 @@ fn rule(peer: NodeId, way: Way, kinds: &[Kind]) -> Rule {
 }
 
 fn all() -> Share {
-    Share::of(1.0).unwrap()
+    Share::of(1.0).expect("it is a share")
 }
 
 fn heartbeat(round: u64) -> Message {
@@ -124,7 +124,7 @@ async fn messages_of_raft_come_twice() {
 #[tokio::test]
 async fn messages_of_raft_overtake_each_other_and_none_is_lost() {
     let (one, mut two) = lab_pair().await;
-    let half = Share::of(0.5).unwrap();
+    let half = Share::of(0.5).expect("it is a share");
     two.breaks(Rule { reorder: half, ..rule(ONE, Way::From, &[Kind::Append]) }, LONG);
     let sent: Vec<u64> = (1..=100).collect();
     for round in &sent {
@@ -172,7 +172,14 @@ async fn a_cut_breaks_what_stands_and_ends_with_its_lease() {
     let (mut one, mut two) = lab_pair().await;
     let number = one.breaks(Rule { cut: true, ..rule(TWO, Way::To, &[]) }, LONG);
     one.disconnected(TWO).await;
-    assert!(!one.transport.shared.link(TWO).unwrap().heartbeats.offer((SYSTEM, heartbeat(1))));
+    assert!(
+        !one.transport
+            .shared
+            .link(TWO)
+            .expect("they are peers")
+            .heartbeats
+            .offer((SYSTEM, heartbeat(1)))
+    );
     two.transport.send(ONE, SYSTEM, heartbeat(2));
     assert_eq!(one.message().await, (TWO, heartbeat(2)), "the other way is whole");
     one.lab().clear(&[number]);
@@ -200,13 +207,15 @@ async fn a_snapshot_gets_over_a_lost_chunk_and_a_late_answer() {
         last_term: TERM,
         chunks: Box::new(move || {
             let chunks = Arc::clone(&chunks);
-            Box::new(std::iter::from_fn(move || chunks.lock().unwrap().recv().ok().map(Ok)))
+            Box::new(std::iter::from_fn(move || {
+                chunks.lock().expect("nobody panicked under it").recv().ok().map(Ok)
+            }))
         }),
     };
     one.transport.send_snapshot(TWO, SYSTEM, source);
     // One ahead of each that goes out: the sender has to know which is the last.
-    made.send(Bytes::from_static(b"lost")).unwrap();
-    made.send(Bytes::from_static(b"kept")).unwrap();
+    made.send(Bytes::from_static(b"lost")).expect("somebody takes it");
+    made.send(Bytes::from_static(b"kept")).expect("somebody takes it");
     let line = Line::to(TWO, Kind::Snapshot);
     until("loss", || one.lab().counts().get(&line).is_some_and(|c| c.dropped == 1)).await;
     one.lab().clear(&[lost]);
@@ -216,7 +225,13 @@ async fn a_snapshot_gets_over_a_lost_chunk_and_a_late_answer() {
         _ => None,
     });
     assert_eq!(end.await, Some(LogIndex::new(50)));
-    let (_, content) = two.recorder.snapshots.lock().unwrap().pop().expect("one snapshot");
+    let (_, content) = two
+        .recorder
+        .snapshots
+        .lock()
+        .expect("nobody panicked under it")
+        .pop()
+        .expect("one snapshot");
     assert_eq!(content, b"\x04\0\0\0lost\x04\0\0\0kept");
     assert!(two.lab().counts()[&Line::to(ONE, Kind::SnapshotAnswer)].delayed > 0);
 }

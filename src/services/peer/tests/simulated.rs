@@ -367,7 +367,13 @@ fn a_snapshot_goes_on_where_cuts_and_a_restart_of_the_stream_left_it() {
             _ => None,
         };
         assert_eq!(one.wait("end of the snapshot", sent).await, Some(index));
-        let (offer, content) = two.recorder.snapshots.lock().unwrap().pop().expect("one snapshot");
+        let (offer, content) = two
+            .recorder
+            .snapshots
+            .lock()
+            .expect("nobody panicked under it")
+            .pop()
+            .expect("one snapshot");
         assert_eq!((offer.from, offer.index), (ONE, index));
         let whole = (0..CHUNKS)
             .flat_map(|number| [&100_000_u32.to_le_bytes()[..], &vec![number; 100_000]].concat());
