@@ -169,6 +169,12 @@ impl Checks {
             return Err(Broken::new("durable-is-kept", words));
         }
         let first = raft.status().first;
+        let start = LogIndex::new(first.value() - 1);
+        let had = promised.entries.get(&start);
+        if had.is_some_and(|&had| raft.term_at(start) != Some(had)) {
+            // It starts behind a snapshot that what it had does not connect to.
+            return Ok(());
+        }
         for (&index, &term) in promised.entries.range(first..) {
             let kept = raft.term_at(index);
             // A log that was begun anew, or replaced, in a write that nobody was told of is later.
