@@ -77,7 +77,8 @@ fn fuzz_answers_shown() {
             kv::RangeResponse kv::PutResponse kv::DeleteRangeResponse kv::TxnResponse
             kv::CompactResponse kv::WatchResponse lock::AcquireResponse lock::RenewResponse
             lock::ReleaseResponse lock::DescribeResponse lock::ListResponse lock::WatchResponse
-            discovery::RegisterResponse discovery::DeregisterResponse discovery::ResolveResponse
+            discovery::RegisterResponse discovery::DeregisterResponse
+            discovery::SetInstanceStateResponse discovery::ResolveResponse
             discovery::ListServicesResponse discovery::WatchResponse event::AppendResponse
             event::ReadResponse event::SubscribeResponse event::ListStreamsResponse
             event::DescribeStreamResponse event::SetStreamLimitsResponse event::TrimStreamResponse

@@ -36,8 +36,8 @@ named! {
         WatchResponse;
     lock: AcquireResponse RenewResponse ReleaseResponse DescribeResponse ListResponse
         WatchResponse;
-    discovery: RegisterResponse DeregisterResponse ResolveResponse ListServicesResponse
-        WatchResponse;
+    discovery: RegisterResponse DeregisterResponse SetInstanceStateResponse ResolveResponse
+        ListServicesResponse WatchResponse;
     event: AppendResponse ReadResponse SubscribeResponse ListStreamsResponse
         DescribeStreamResponse SetStreamLimitsResponse TrimStreamResponse DeleteStreamResponse;
     cluster: StatusResponse StateHashResponse TransferLeadershipResponse SnapshotSummary;

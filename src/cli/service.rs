@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, ffi::OsString};
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use tokio::time::{Instant, interval_at};
 use tonic::Code;
 
@@ -20,8 +20,9 @@ use crate::{
     },
     client::Discovery,
     pb::discovery::v1::{
-        DeregisterRequest, Instance, InstanceEvent, ListServicesRequest, RegisterRequest,
-        RenewRequest, ResolveRequest, WatchRequest, instance_event::Kind,
+        DeregisterRequest, Instance, InstanceEvent, InstanceState, ListServicesRequest,
+        RegisterRequest, RenewRequest, ResolveRequest, SetInstanceStateRequest, WatchRequest,
+        instance_event::Kind,
     },
     server::parse_duration,
     types::Duration,
@@ -41,6 +42,12 @@ pub enum ServiceCommand {
     /// Remove an instance
     #[command(after_help = "Example:\n  quorate service deregister web web-1")]
     Deregister(DeregisterArgs),
+    /// Let an instance finish what it has, and send it no new calls
+    #[command(after_help = "Example:\n  quorate service drain web web-1")]
+    Drain(StateArgs),
+    /// Send an instance calls again
+    #[command(after_help = "Example:\n  quorate service resume web web-1")]
+    Resume(StateArgs),
     /// Show the instances of a service
     #[command(after_help = "Example:\n  quorate service resolve web")]
     Resolve(ResolveArgs),
@@ -72,12 +79,42 @@ pub struct RegisterArgs {
     /// Its share of the load; 1 to 65535
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_535))]
     weight: u32,
+    /// Whether it takes calls from the start
+    #[arg(long, value_enum, default_value_t = State::Serving)]
+    state: State,
     /// What else it tells of itself; may be repeated
     #[arg(long = "meta", value_name = "KEY=VALUE", value_parser = key_value)]
     metadata: Vec<(String, String)>,
     /// The command to run while it is registered
     #[arg(last = true, value_name = "CMD")]
     command: Vec<OsString>,
+}
+
+/// Whether an instance takes new calls.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum State {
+    /// It takes calls
+    Serving,
+    /// It finishes what it has
+    Draining,
+}
+
+impl From<State> for InstanceState {
+    fn from(state: State) -> Self {
+        match state {
+            State::Serving => Self::Serving,
+            State::Draining => Self::Draining,
+        }
+    }
+}
+
+/// Flags of `service drain` and `service resume`.
+#[derive(Debug, Args)]
+pub struct StateArgs {
+    /// The service's name
+    name: String,
+    /// The instance's id
+    instance_id: String,
 }
 
 /// Flags of `service deregister`.
@@ -124,6 +161,8 @@ impl ServiceCommand {
         match self {
             Self::Register(args) => return register(context, args).await,
             Self::Deregister(args) => deregister(context, args).await?,
+            Self::Drain(args) => set_state(context, args, State::Draining).await?,
+            Self::Resume(args) => set_state(context, args, State::Serving).await?,
             Self::Resolve(args) => resolve(context, args).await?,
             Self::List(args) => list(context, args).await?,
             Self::Watch(args) => watch(context, args).await?,
@@ -143,6 +182,7 @@ async fn register(context: &Context, args: RegisterArgs) -> Result<u8, Error> {
         weight: args.weight,
         metadata: args.metadata.into_iter().collect::<BTreeMap<_, _>>(),
         ttl: ttl.map(|ttl| to_proto(ttl, "--ttl")).transpose()?,
+        state: InstanceState::from(args.state).into(),
         ..Default::default()
     };
     let discovery = context.client.discovery();
@@ -234,6 +274,29 @@ async fn deregister(context: &Context, args: DeregisterArgs) -> Result<(), Error
     })
 }
 
+async fn set_state(context: &Context, args: StateArgs, state: State) -> Result<(), Error> {
+    let StateArgs { name, instance_id } = args;
+    let request = SetInstanceStateRequest {
+        service: name,
+        instance_id: instance_id.clone(),
+        state: InstanceState::from(state).into(),
+        ..Default::default()
+    };
+    let answer = context.client.discovery().set_instance_state(request).await?;
+    context.show.answer(&answer, |answer| {
+        let (id, state) = (printable(&instance_id), word(state.into()));
+        format!("{id} is {state}, revision {}", answer.revision).into()
+    })
+}
+
+const fn word(state: InstanceState) -> &'static str {
+    match state {
+        InstanceState::Unspecified => "-",
+        InstanceState::Serving => "serving",
+        InstanceState::Draining => "draining",
+    }
+}
+
 async fn resolve(context: &Context, args: ResolveArgs) -> Result<(), Error> {
     let request = ResolveRequest { service: args.name, zone: args.zone, stale: args.stale };
     let answer = context.client.discovery().resolve(request).await?;
@@ -241,11 +304,13 @@ async fn resolve(context: &Context, args: ResolveArgs) -> Result<(), Error> {
 }
 
 fn instances_table(instances: &[Instance]) -> Table {
-    let mut table = Table::new(&["INSTANCE", "ADDRESS", "ZONE", "WEIGHT", "TTL", "METADATA"]);
+    let columns = ["INSTANCE", "ADDRESS", "STATE", "ZONE", "WEIGHT", "TTL", "METADATA"];
+    let mut table = Table::new(&columns);
     for instance in instances {
         table.row([
             printable(&instance.instance_id).into(),
             printable(&instance.address).into(),
+            word(instance.state()).into(),
             optional(&instance.zone).into(),
             instance.weight.into(),
             duration(instance.ttl.as_ref()).into(),
@@ -292,7 +357,9 @@ fn change(event: &InstanceEvent) -> String {
         Kind::Removed => format!("{}  REMOVED     {service}  {id}", event.revision),
         _ => {
             let address = printable(&instance.address);
-            format!("{}  REGISTERED  {service}  {id}  {address}", event.revision)
+            let draining = instance.state() == InstanceState::Draining;
+            let state = if draining { "  draining" } else { "" };
+            format!("{}  REGISTERED  {service}  {id}  {address}{state}", event.revision)
         }
     }
 }

@@ -14,8 +14,9 @@ use crate::{
     pb::discovery::v1::{
         DeregisterRequest, DeregisterResponse, Instance, InstanceEvent, ListServicesRequest,
         ListServicesResponse, RegisterRequest, RegisterResponse, RenewRequest, RenewResponse,
-        ResolveRequest, ResolveResponse, WatchRequest, WatchResponse,
-        discovery_service_client::DiscoveryServiceClient, instance_event::Kind,
+        ResolveRequest, ResolveResponse, SetInstanceStateRequest, SetInstanceStateResponse,
+        WatchRequest, WatchResponse, discovery_service_client::DiscoveryServiceClient,
+        instance_event::Kind,
     },
 };
 
@@ -59,6 +60,18 @@ impl Discovery {
         request: DeregisterRequest,
     ) -> Result<DeregisterResponse, Error> {
         self.client.write(identified(request), async |c, q| stub(c).deregister(q).await).await
+    }
+
+    /// Says whether an instance takes new calls; nothing else of it changes.
+    ///
+    /// # Errors
+    /// NOT_FOUND where it is gone; INVALID_ARGUMENT for a state other than serving or draining.
+    pub async fn set_instance_state(
+        &self,
+        request: SetInstanceStateRequest,
+    ) -> Result<SetInstanceStateResponse, Error> {
+        let call = async |c, q| stub(c).set_instance_state(q).await;
+        self.client.write(identified(request), call).await
     }
 
     /// Returns the instances of a service.

@@ -38,6 +38,7 @@ identified!(
     lock::v1::ReleaseRequest,
     discovery::v1::RegisterRequest,
     discovery::v1::DeregisterRequest,
+    discovery::v1::SetInstanceStateRequest,
     event::v1::AppendRequest,
     event::v1::SetStreamLimitsRequest,
     event::v1::TrimStreamRequest,

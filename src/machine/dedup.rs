@@ -167,6 +167,7 @@ pub(crate) fn fingerprint(op: &command::Op) -> Fingerprint {
         Op::Release(request) => request.request_id.clear(),
         Op::Register(request) => request.request_id.clear(),
         Op::Deregister(request) => request.request_id.clear(),
+        Op::SetInstanceState(request) => request.request_id.clear(),
         Op::Append(request) => request.request_id.clear(),
         Op::SetStreamLimits(request) => request.request_id.clear(),
         Op::TrimStream(request) => request.request_id.clear(),

@@ -4,9 +4,13 @@
 //! that, and one with neither lives until it is deregistered. An instance id has one incarnation:
 //! registering it again replaces what was there and closes the session that the old one had for
 //! itself. Renewals are renewals of the session and stay out of the log.
+//!
+//! A row says only that an instance is draining: one that says nothing, as those written before
+//! there were states, is serving.
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use prost::Message as _;
 
 use crate::{
@@ -22,8 +26,9 @@ use crate::{
     pb::{
         command::v1::{Reason, Refusal},
         discovery::v1::{
-            DeregisterRequest, DeregisterResponse, Instance, ListServicesResponse, RegisterRequest,
-            RegisterResponse, ResolveRequest, ResolveResponse, Service,
+            DeregisterRequest, DeregisterResponse, Instance, InstanceState, ListServicesResponse,
+            RegisterRequest, RegisterResponse, ResolveRequest, ResolveResponse, Service,
+            SetInstanceStateRequest, SetInstanceStateResponse,
         },
     },
     types::{Duration, KeyRange, SessionId},
@@ -53,6 +58,9 @@ pub(crate) fn validate_register(request: &RegisterRequest) -> Result<(), Refusal
         let sentence = format!("`weight` is {}; it must be at most {WEIGHT_MAX}", request.weight);
         return Err(invalid(sentence));
     }
+    if request.state != 0 {
+        validate_state(request.state)?;
+    }
     let ttl = own_ttl(request)?;
     if ttl.is_some() && request.session_id != 0 {
         let sentence = "`ttl` must be absent when `session_id` is given: the session's TTL counts";
@@ -64,6 +72,21 @@ pub(crate) fn validate_register(request: &RegisterRequest) -> Result<(), Refusal
 pub(crate) fn validate_deregister(request: &DeregisterRequest) -> Result<(), Refusal> {
     validate_text("service", &request.service, 1, NAME_BYTES_MAX)?;
     validate_text("instance_id", &request.instance_id, 1, NAME_BYTES_MAX)
+}
+
+pub(crate) fn validate_set_state(request: &SetInstanceStateRequest) -> Result<(), Refusal> {
+    validate_text("service", &request.service, 1, NAME_BYTES_MAX)?;
+    validate_text("instance_id", &request.instance_id, 1, NAME_BYTES_MAX)?;
+    validate_state(request.state)
+}
+
+fn validate_state(state: i32) -> Result<(), Refusal> {
+    match InstanceState::try_from(state) {
+        Ok(InstanceState::Serving | InstanceState::Draining) => Ok(()),
+        _ => Err(invalid(format!(
+            "`state` is {state}; it must be 1 (INSTANCE_STATE_SERVING) or 2 (INSTANCE_STATE_DRAINING)"
+        ))),
+    }
 }
 
 /// Checks a name's length, and that it holds no zero byte: rows use that to end a name.
@@ -169,6 +192,7 @@ pub(crate) fn register(tx: &mut Tx<'_>, request: &RegisterRequest) -> Decision<R
         session_id: session.value(),
         revision: tx.revision_for(Space::Instances, &key).value(),
         register_time: Some(tx.now.to_timestamp()),
+        state: kept_state(request.state()).into(),
     };
     // The row moves to its new session before the old one ends, or it would end with that.
     let value = instance.encode_to_vec().into();
@@ -198,6 +222,55 @@ fn choose_id(tx: &Tx<'_>, service: &str) -> Result<String, StoreError> {
     Ok(id)
 }
 
+/// The state as a row has it: serving is said by saying nothing.
+const fn kept_state(state: InstanceState) -> InstanceState {
+    match state {
+        InstanceState::Draining => InstanceState::Draining,
+        InstanceState::Serving | InstanceState::Unspecified => InstanceState::Unspecified,
+    }
+}
+
+/// The instance that a row holds, with its state said in full.
+///
+/// # Errors
+/// Where the row is none of an instance.
+pub(crate) fn decode_instance(row: Bytes) -> Result<Instance, StoreError> {
+    let mut instance: Instance = tx::decode(row)?;
+    if instance.state() != InstanceState::Draining {
+        instance.set_state(InstanceState::Serving);
+    }
+    Ok(instance)
+}
+
+/// Says whether an instance takes new calls. All else of it stays, the session that it lives with
+/// too; the state that it has already changes nothing.
+pub(crate) fn set_state(
+    tx: &mut Tx<'_>,
+    request: &SetInstanceStateRequest,
+) -> Decision<SetInstanceStateResponse> {
+    let key = row_key(&request.service, &request.instance_id);
+    let Some(row) = tx.row(Space::Instances, &key)? else {
+        return Ok(Err(not_found(&request.service, &request.instance_id)));
+    };
+    let session = SessionId::new(row.session_id);
+    let mut instance: Instance = tx::decode(row.value)?;
+    let state = kept_state(request.state());
+    if kept_state(instance.state()) == state {
+        return Ok(Ok(SetInstanceStateResponse { revision: instance.revision }));
+    }
+    instance.set_state(state);
+    instance.revision = tx.revision_for(Space::Instances, &key).value();
+    let value = instance.encode_to_vec().into();
+    let revision = tx.write_row(Space::Instances, &key, value, session)?;
+    Ok(Ok(SetInstanceStateResponse { revision: revision.value() }))
+}
+
+fn not_found(service: &str, id: &str) -> Refusal {
+    let sentence = format!("service \"{service}\" has no instance \"{id}\"");
+    let refusal = refusal(Reason::InstanceNotFound, sentence);
+    refusal.with("service", service).with("instance_id", id)
+}
+
 /// Removes an instance.
 pub(crate) fn deregister(
     tx: &mut Tx<'_>,
@@ -205,9 +278,7 @@ pub(crate) fn deregister(
 ) -> Decision<DeregisterResponse> {
     let (service, id) = (&request.service, &request.instance_id);
     let Some(row) = tx.delete_row(Space::Instances, &row_key(service, id))? else {
-        let sentence = format!("service \"{service}\" has no instance \"{id}\"");
-        let refusal = refusal(Reason::InstanceNotFound, sentence);
-        return Ok(Err(refusal.with("service", service).with("instance_id", id)));
+        return Ok(Err(not_found(service, id)));
     };
     end_own(tx, row.session)?;
     Ok(Ok(DeregisterResponse { revision: tx.head.revision.value() }))
@@ -261,7 +332,7 @@ impl View {
     /// Where the store cannot be read.
     pub fn instance(&self, service: &str, id: &str) -> Result<Option<Instance>, StoreError> {
         let row = keyspace::row(self.reader().as_ref(), Space::Instances, &row_key(service, id))?;
-        row.map(|row| tx::decode(row.value)).transpose()
+        row.map(|row| decode_instance(row.value)).transpose()
     }
 
     /// All instances, by service and id, for a watch of all services.
@@ -290,7 +361,7 @@ impl View {
     fn read_instances(&self, prefix: &[u8]) -> Result<Vec<Instance>, StoreError> {
         let range = KeyRange::prefix(prefix);
         let rows = keyspace::rows(self.reader().as_ref(), Space::Instances, &range);
-        rows.map(|row| tx::decode(row?.value)).collect()
+        rows.map(|row| decode_instance(row?.value)).collect()
     }
 }
 

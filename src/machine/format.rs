@@ -7,7 +7,7 @@ use crate::{
     machine::testing::Harness,
     pb::{
         command::v1::{FoundCluster, PutBatch, RegisterMember, command::Op},
-        discovery::v1::RegisterRequest,
+        discovery::v1::{InstanceState, RegisterRequest, SetInstanceStateRequest},
         event::v1::{AppendRequest, Event, SetStreamLimitsRequest, StreamLimits},
         kv::v1::StreamedPut,
         lock::v1::AcquireRequest,
@@ -51,6 +51,12 @@ fn filled() -> Harness {
     let limits = StreamLimits { max_age: seconds(60), max_count: Some(2), max_bytes: Some(900) };
     let (stream, limits) = ("t".into(), Some(limits));
     h.apply(Op::SetStreamLimits(SetStreamLimitsRequest { stream, limits, ..Default::default() }));
+    h.apply(Op::SetInstanceState(SetInstanceStateRequest {
+        service: "web".into(),
+        instance_id: "i-6".into(),
+        state: InstanceState::Draining.into(),
+        ..SetInstanceStateRequest::default()
+    }));
     h
 }
 

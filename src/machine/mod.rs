@@ -41,7 +41,7 @@ mod view;
 pub use apply::{COMMAND_VERSION, Machine, MachineConfig};
 pub use census::Census;
 pub use dedup::RequestId;
-pub(crate) use discovery::NODE_SERVICE;
+pub(crate) use discovery::{NODE_SERVICE, decode_instance};
 pub use effect::{Applied, Change, ChangeKind, SessionEffect, Space};
 pub use head::Head;
 pub use outcome::{Decision, refusal};

@@ -6,7 +6,7 @@ use crate::{
     machine::store::StoreError,
     pb::{
         command::v1::{Done, Outcome, PutBatchDone, Reason, Refusal, outcome},
-        discovery::v1::{DeregisterResponse, RegisterResponse},
+        discovery::v1::{DeregisterResponse, RegisterResponse, SetInstanceStateResponse},
         event::v1::{
             AppendResponse, DeleteStreamResponse, SetStreamLimitsResponse, TrimStreamResponse,
         },
@@ -61,6 +61,7 @@ outcomes! {
     ReleaseResponse => Release,
     RegisterResponse => Register,
     DeregisterResponse => Deregister,
+    SetInstanceStateResponse => SetInstanceState,
     AppendResponse => Append,
     Done => Done,
     PutBatchDone => PutBatch,

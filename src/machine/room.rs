@@ -25,6 +25,7 @@ pub fn grows(op: &Op) -> bool {
         | Op::Release(_)
         | Op::CancelAcquire(_)
         | Op::Deregister(_)
+        | Op::SetInstanceState(_)
         | Op::SetStreamLimits(_)
         | Op::TrimStream(_)
         | Op::DeleteStream(_)

@@ -72,6 +72,7 @@ pub fn validate(op: &Op) -> Result<(), Refusal> {
         Op::Release(request) => lock::validate_release(request),
         Op::Register(request) => discovery::validate_register(request),
         Op::Deregister(request) => discovery::validate_deregister(request),
+        Op::SetInstanceState(request) => discovery::validate_set_state(request),
         Op::Append(request) => events::validate_append(request),
         Op::SetStreamLimits(request) => retention::validate_limits(request),
         Op::TrimStream(request) => retention::validate_trim(request),

@@ -84,6 +84,7 @@ fn subject(op: &command::Op) -> &[u8] {
         command::Op::Release(request) => request.name.as_bytes(),
         command::Op::Register(request) => request.service.as_bytes(),
         command::Op::Deregister(request) => request.instance_id.as_bytes(),
+        command::Op::SetInstanceState(request) => request.instance_id.as_bytes(),
         command::Op::Append(request) => request.stream.as_bytes(),
         _ => &[],
     }

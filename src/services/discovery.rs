@@ -1,17 +1,17 @@
 //! `quorate.discovery.v1.DiscoveryService`: the instances of services.
 
-use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    machine::{ChangeKind, Space, View, refusal},
+    machine::{ChangeKind, Space, View, decode_instance, refusal},
     pb::{
         command::v1::{Reason, command::Op},
         discovery::v1::{
             DeregisterRequest, DeregisterResponse, Instance, InstanceEvent, ListServicesRequest,
             ListServicesResponse, RegisterRequest, RegisterResponse, RenewRequest, RenewResponse,
-            ResolveRequest, ResolveResponse, WatchRequest, WatchResponse,
-            discovery_service_server::DiscoveryService, instance_event,
+            ResolveRequest, ResolveResponse, SetInstanceStateRequest, SetInstanceStateResponse,
+            WatchRequest, WatchResponse, discovery_service_server::DiscoveryService,
+            instance_event,
         },
     },
     services::{
@@ -80,6 +80,15 @@ impl DiscoveryService for Discovery {
         let call = Call::of(&mut request);
         let op = Op::Deregister(request.into_inner());
         expect_result!(self.0.change(op, &call).await?, Deregister)
+    }
+
+    async fn set_instance_state(
+        &self,
+        mut request: Request<SetInstanceStateRequest>,
+    ) -> Result<Response<SetInstanceStateResponse>, Status> {
+        let call = Call::of(&mut request);
+        let op = Op::SetInstanceState(request.into_inner());
+        expect_result!(self.0.change(op, &call).await?, SetInstanceState)
     }
 
     async fn resolve(
@@ -159,7 +168,7 @@ fn watch_response(update: Update<Changes>) -> WatchResponse {
         match change.kind {
             ChangeKind::Put => {
                 // The machine wrote it; what it wrote it can read.
-                let instance = Instance::decode(change.kv.value).unwrap_or_default();
+                let instance = decode_instance(change.kv.value).unwrap_or_default();
                 let kind = instance_event::Kind::Registered.into();
                 InstanceEvent { kind, instance: Some(instance), revision }
             }
@@ -186,8 +195,14 @@ fn watch_response(update: Update<Changes>) -> WatchResponse {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
+
     use super::*;
-    use crate::{machine::Change, pb::kv::v1::KeyValue, types::Revision};
+    use crate::{
+        machine::Change,
+        pb::{discovery::v1::InstanceState, kv::v1::KeyValue},
+        types::Revision,
+    };
 
     #[test]
     fn rows_are_told_as_registrations_and_removals() {
@@ -219,7 +234,8 @@ mod tests {
             caught_up: true,
             fell_behind: false,
         });
-        assert_eq!(told.events[0], registered(instance));
+        let serving = Instance { state: InstanceState::Serving.into(), ..instance };
+        assert_eq!(told.events[0], registered(serving));
         assert_eq!(
             (told.events[1].kind(), told.events[1].revision),
             (instance_event::Kind::Removed, 4)

@@ -97,7 +97,7 @@ async fn services() {
     let id = id.trim_end();
     assert!(!id.is_empty() && !id.contains(char::is_whitespace), "the instance id alone: {id:?}");
     let table = cli.ok(&["service", "resolve", "web"]).await;
-    assert_eq!(row(&table, id)[1..5], ["127.0.0.1:9000", "-", "1", "30s"]);
+    assert_eq!(row(&table, id)[1..6], ["127.0.0.1:9000", "serving", "-", "1", "30s"]);
     let named = cli
         .json(&[
             "discovery",
@@ -117,7 +117,28 @@ async fn services() {
         .await;
     assert_eq!(named["instanceId"], "two");
     let table = cli.ok(&["service", "resolve", "web", "--zone", "z"]).await;
-    assert_eq!(row(&table, "two"), ["two", "h:1", "z", "7", "-", "version=7"]);
+    assert_eq!(row(&table, "two"), ["two", "h:1", "serving", "z", "7", "-", "version=7"]);
+    let drained = cli.ok(&["service", "drain", "web", "two"]).await;
+    assert!(drained.starts_with("two is draining, revision "), "{drained}");
+    assert_eq!(cli.ok(&["service", "drain", "web", "two"]).await, drained, "nothing changed");
+    assert_eq!(row(&cli.ok(&["service", "resolve", "web"]).await, "two")[2], "draining");
+    let mut watch = cli.start(&["service", "watch", "web"]);
+    while let Some(line) = watch.line().await {
+        if line.contains("two") {
+            assert!(line.ends_with("two  h:1  draining"), "{line}");
+            break;
+        }
+    }
+    let resumed = cli.ok(&["service", "resume", "web", "two"]).await;
+    assert!(resumed.starts_with("two is serving, revision "), "{resumed}");
+    let told = watch.line().await.expect("the watch tells it");
+    assert!(told.contains("REGISTERED") && told.ends_with("two  h:1"), "{told}");
+    let gone = cli.fails(&["service", "drain", "web", "three"], 69).await;
+    assert!(gone.contains("three"), "{gone}");
+    let first = ["service", "register", "web", "--address", "h:1", "--instance-id", "four"];
+    cli.ok(&[first.as_slice(), &["--state", "draining"]].concat()).await;
+    assert_eq!(row(&cli.ok(&["service", "resolve", "web"]).await, "four")[2], "draining");
+    cli.ok(&["service", "deregister", "web", "four"]).await;
     assert_eq!(row(&cli.ok(&["service", "list"]).await, "web"), ["web", "2"]);
     assert_eq!(row(&cli.ok(&["service", "list"]).await, "quorate"), ["quorate", "3"]);
     assert!(cli.ok(&["service", "deregister", "web", id]).await.starts_with("deregistered "));

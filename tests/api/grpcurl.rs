@@ -254,6 +254,15 @@ async fn instances(grpcurl: &Grpcurl, cli: &Cli) {
     let named = json!({"service": "web", "instanceId": "one"});
     let renewed = grpcurl.call(&format!("{service}/Renew"), named.clone()).await;
     assert_eq!(renewed, json!({"ttl": "30s"}));
+    assert_eq!(resolved["instances"][0]["state"], "INSTANCE_STATE_SERVING");
+    let draining = json!({
+        "service": "web", "instanceId": "one", "state": "INSTANCE_STATE_DRAINING",
+    });
+    let set = grpcurl.call(&format!("{service}/SetInstanceState"), draining).await;
+    assert_eq!(set, cli.json(&["service", "drain", "web", "one"]).await, "it was draining already");
+    let resolved = grpcurl.call(&format!("{service}/Resolve"), json!({"service": "web"})).await;
+    assert_eq!(resolved["instances"][0]["state"], "INSTANCE_STATE_DRAINING");
+    assert_eq!(resolved["instances"][0]["revision"], set["revision"]);
     let removed = grpcurl.call(&format!("{service}/Deregister"), named).await;
 
     let typed =

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Debug};
 
 use quorate::{
     pb::{
-        discovery::v1::RegisterRequest,
+        discovery::v1::{RegisterRequest, SetInstanceStateRequest},
         event::v1::{AppendRequest, Event, SubscribeRequest},
         kv::v1::{
             Compare, DeleteRangeRequest, HeldLock, PutRequest, RangeRequest, RequestOp, TxnRequest,
@@ -126,11 +126,21 @@ async fn of_instances() {
         ("an address without a port", address("127.0.0.1")),
         ("an address with a large port", address("127.0.0.1:65536")),
         ("a large weight", RegisterRequest { weight: 65_536, ..good() }),
+        ("an unknown state", RegisterRequest { state: 3, ..good() }),
         ("a short ttl", RegisterRequest { ttl: span(0, 1), ..good() }),
         ("a ttl and a session", RegisterRequest { ttl: span(5, 0), session_id: 1, ..good() }),
     ];
     for (what, request) in wrong {
         malformed(what, node.discovery.register(request).await);
+    }
+    for state in [0, 3, -1] {
+        let request = SetInstanceStateRequest {
+            service: "web".to_owned(),
+            instance_id: "one".to_owned(),
+            state,
+            ..Default::default()
+        };
+        malformed("a state that is none", node.discovery.set_instance_state(request).await);
     }
     let request = RegisterRequest { metadata, ..good() };
     let told = node.discovery.register(request).await.expect_err("too much metadata");

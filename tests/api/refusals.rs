@@ -6,7 +6,10 @@ use std::{error::Error as _, time::Duration};
 
 use quorate::pb::{
     cluster::v1::{StateHashRequest, TransferLeadershipRequest},
-    discovery::v1::{DeregisterRequest, RegisterRequest, RenewRequest as RenewInstanceRequest},
+    discovery::v1::{
+        DeregisterRequest, InstanceState, RegisterRequest, RenewRequest as RenewInstanceRequest,
+        SetInstanceStateRequest,
+    },
     event::v1::{AppendRequest, ExpectedState, ReadRequest, append_request::Expected},
     kv::v1::{
         CompactRequest, HeldLock, PutRequest, RangeRequest, RequestOp, TxnRequest, WatchRequest,
@@ -156,6 +159,14 @@ async fn what_does_not_exist_is_not_found() {
         let answer = node.discovery.renew(renew).await;
         let info = refused("renew", answer, missing, "INSTANCE_NOT_FOUND");
         assert_eq!((info.metadata["service"].as_str(), info.metadata.len()), ("web", 2));
+        let drain = SetInstanceStateRequest {
+            service: service.clone(),
+            instance_id: instance_id.clone(),
+            state: InstanceState::Draining.into(),
+            ..Default::default()
+        };
+        let answer = node.discovery.set_instance_state(drain).await;
+        refused("set state", answer, missing, "INSTANCE_NOT_FOUND");
         let deregister = DeregisterRequest { service, instance_id, ..Default::default() };
         let answer = node.discovery.deregister(deregister).await;
         refused("deregister", answer, missing, "INSTANCE_NOT_FOUND");

@@ -13,7 +13,7 @@ use crate::{
     },
     pb::{
         command::v1::{Command, ExpireSessions, ExpiredSession, Origin, command::Op},
-        discovery::v1::RegisterRequest,
+        discovery::v1::{RegisterRequest, SetInstanceStateRequest},
         event::v1::{
             AppendRequest, DeleteStreamRequest, Event, SetStreamLimitsRequest, StreamLimits,
             TrimStreamRequest, trim_stream_request::Before,
@@ -106,6 +106,12 @@ fn typed() -> impl Strategy<Value = Op> {
             session_id,
             ..RegisterRequest::default()
         })),
+        (name.clone(), 1..30_u64, 1..3_i32).prop_map(|(service, index, state)| {
+            let instance_id = format!("i-{index}");
+            let request =
+                SetInstanceStateRequest { service, instance_id, state, ..Default::default() };
+            Op::SetInstanceState(request)
+        }),
         name.prop_map(|stream| Op::Append(AppendRequest {
             stream,
             events: vec![Event { r#type: "t".into(), ..Event::default() }],

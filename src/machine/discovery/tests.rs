@@ -74,6 +74,7 @@ fn a_registered_instance_is_found_as_it_was_given() {
         session_id: response.session_id,
         revision: response.revision,
         register_time: Some(crate::types::LogTime::from_millis(h.now_ms).to_timestamp()),
+        state: InstanceState::Serving.into(),
     };
     assert_eq!(instance, expected);
     assert_eq!(h.view().instance("we", "b\0one").unwrap(), None);
@@ -205,4 +206,112 @@ fn malformed_requests_are_refused_and_change_nothing() {
     }
     assert!(h.state().is_empty());
     register(&mut h, address("[::1]:80"));
+}
+
+fn set_state(id: &str, state: InstanceState) -> Op {
+    let (service, instance_id) = ("web".to_owned(), id.to_owned());
+    Op::SetInstanceState(SetInstanceStateRequest {
+        service,
+        instance_id,
+        state: state.into(),
+        request_id: String::new(),
+    })
+}
+
+fn state_set(h: &mut Harness, id: &str, state: InstanceState) -> u64 {
+    match h.outcome(set_state(id, state)).result {
+        Some(outcome::Result::SetInstanceState(response)) => response.revision,
+        other => panic!("not set: {other:?}"),
+    }
+}
+
+fn instance(h: &Harness, id: &str) -> Instance {
+    h.view().instance("web", id).unwrap().expect("it is registered")
+}
+
+fn revision_of(h: &Harness) -> u64 {
+    h.machine.head().revision.value()
+}
+
+#[test]
+fn a_state_is_set_and_nothing_else_of_the_instance_changes() {
+    let mut h = Harness::new();
+    let registered = register(&mut h, RegisterRequest { ttl: seconds(10), ..web("one") });
+    let before = instance(&h, "one");
+    let applied = h.apply(set_state("one", InstanceState::Draining));
+    assert_eq!(applied.changes.len(), 1);
+    assert_eq!(applied.changes[0].kind, ChangeKind::Put);
+    let revision = revision_of(&h);
+    assert_eq!(revision, registered.revision + 1);
+    let state = InstanceState::Draining.into();
+    assert_eq!(instance(&h, "one"), Instance { state, revision, ..before.clone() });
+
+    assert_eq!(state_set(&mut h, "one", InstanceState::Serving), revision + 1);
+    assert_eq!(instance(&h, "one"), Instance { revision: revision + 1, ..before });
+    expire(&mut h, registered.session_id, 1);
+    assert!(ids(&h, "web", "").is_empty(), "it still lives with its session");
+}
+
+#[test]
+fn the_state_that_an_instance_has_already_takes_no_revision() {
+    let mut h = Harness::new();
+    let registered = register(&mut h, web("one"));
+    assert_eq!(state_set(&mut h, "one", InstanceState::Serving), registered.revision);
+    let drained = state_set(&mut h, "one", InstanceState::Draining);
+    h.put("a", "1");
+    assert_eq!(state_set(&mut h, "one", InstanceState::Draining), drained);
+    assert_eq!(revision_of(&h), drained + 1, "only the put took one");
+}
+
+#[test]
+fn a_registration_sets_the_state_and_unsaid_is_serving() {
+    let mut h = Harness::new();
+    let draining = RegisterRequest { state: InstanceState::Draining.into(), ..web("one") };
+    register(&mut h, draining);
+    assert_eq!(instance(&h, "one").state(), InstanceState::Draining);
+    register(&mut h, web("one"));
+    assert_eq!(instance(&h, "one").state(), InstanceState::Serving);
+    let found = h.view().resolve(&ResolveRequest { service: "web".into(), ..Default::default() });
+    assert_eq!(found.unwrap().instances[0].state(), InstanceState::Serving);
+}
+
+#[test]
+fn an_instance_that_was_written_before_there_were_states_is_serving() {
+    let row_of = |state: InstanceState| {
+        let mut h = Harness::new();
+        register(&mut h, RegisterRequest { state: state.into(), ..web("one") });
+        h.state()
+    };
+    assert!(row_of(InstanceState::Serving) == row_of(InstanceState::Unspecified));
+    assert!(row_of(InstanceState::Draining) != row_of(InstanceState::Unspecified));
+    let old = Instance { service: "web".into(), ..Instance::default() };
+    let read = decode_instance(old.encode_to_vec().into()).unwrap();
+    assert_eq!(read.state(), InstanceState::Serving);
+}
+
+#[test]
+fn a_state_that_is_none_is_refused_and_so_is_one_of_nobody() {
+    let mut h = Harness::new();
+    register(&mut h, web("one"));
+    let revision = revision_of(&h);
+    let wrong = |state, service: &str, instance_id: &str| {
+        let (service, instance_id) = (service.to_owned(), instance_id.to_owned());
+        let request_id = String::new();
+        Op::SetInstanceState(SetInstanceStateRequest { service, instance_id, state, request_id })
+    };
+    for op in [
+        wrong(0, "web", "one"),
+        wrong(3, "web", "one"),
+        wrong(-1, "web", "one"),
+        wrong(2, "", "one"),
+        wrong(2, "web", ""),
+        wrong(2, "web", "o\0ne"),
+        Op::Register(RegisterRequest { state: 3, ..web("two") }),
+    ] {
+        assert_eq!(h.refused(op.clone()).reason(), Reason::InvalidArgument, "{op:?}");
+    }
+    let gone = h.refused(wrong(2, "web", "two"));
+    assert_eq!(gone.reason(), Reason::InstanceNotFound);
+    assert_eq!(gone.metadata["instance_id"], "two");
+    assert_eq!(revision_of(&h), revision);
 }

@@ -205,6 +205,7 @@ fn every_method_of_the_protos_has_its_kind() {
         "Register",
         "Release",
         "Renew",
+        "SetInstanceState",
         "SetStreamLimits",
         "TransferLeadership",
         "TrimStream",
