@@ -12,6 +12,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 
 use crate::{
     pb::{command::v1::RegisterMember, raft::v1::Identity},
@@ -44,6 +45,7 @@ pub struct Directory {
     restored_from: OnceLock<String>,
     peers: ArcSwap<BTreeMap<NodeId, Peer>>,
     registered: AtomicBool,
+    changes: watch::Sender<()>,
 }
 
 impl Directory {
@@ -66,6 +68,7 @@ impl Directory {
             restored_from: OnceLock::new(),
             peers: ArcSwap::from_pointee(peers),
             registered: AtomicBool::new(false),
+            changes: watch::Sender::new(()),
         }
     }
 
@@ -105,6 +108,23 @@ impl Directory {
         self.peers.load_full()
     }
 
+    /// Where clients reach a member; `None` until it is known.
+    #[must_use]
+    pub fn client_address_of(&self, node: NodeId) -> Option<String> {
+        if node == self.node_id {
+            return Some(self.client_address.clone()).filter(|address| !address.is_empty());
+        }
+        let peers = self.peers.load();
+        let address = &peers.get(&node)?.client_address;
+        (!address.is_empty()).then(|| address.clone())
+    }
+
+    /// Tells each time that something was learnt of a member.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
     /// Records what is known of a member.
     pub fn learn(&self, node: NodeId, change: impl Fn(&mut Peer)) {
         self.peers.rcu(|peers| {
@@ -112,6 +132,7 @@ impl Directory {
             change(peers.entry(node).or_default());
             peers
         });
+        self.changes.send_replace(());
     }
 
     /// Takes over what the log says of the members' disks and client addresses.

@@ -162,6 +162,7 @@ impl Server {
         let registration = registration(&handle, bound.addresses);
         let mut tasks = vec![
             tokio::spawn(side.health.follow(handle.watch_status(), leaving.clone())),
+            tokio::spawn(side.leader.follow(handle.clone())),
             tokio::spawn(registration.clone().keep(leaving.clone())),
             tokio::spawn(async move {
                 if let Err(error) = pages.await {

@@ -93,11 +93,9 @@ fn subject(op: &command::Op) -> &[u8] {
 /// Adds the address to the leader that a refusal names, where it is known.
 fn refused(directory: &Directory, mut refusal: Refusal) -> Status {
     let leader = refusal.metadata.get("leader_id").and_then(|id| id.parse().ok());
-    if let Some(leader) = leader.map(NodeId::new)
-        && let Some(peer) = directory.peers().get(&leader)
-        && !peer.client_address.is_empty()
-    {
-        refusal = refusal.with("leader_address", &peer.client_address);
+    let leader = leader.map(NodeId::new);
+    if let Some(address) = leader.and_then(|leader| directory.client_address_of(leader)) {
+        refusal = refusal.with("leader_address", address);
     }
     from_refusal(refusal)
 }

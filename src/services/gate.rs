@@ -1,7 +1,7 @@
 //! The gate that every call of a client passes: it knows what kind of call it is, refuses what is
 //! too much or comes while the node drains, and sees to the deadline.
 //!
-//! What it refuses was certainly not proposed.
+//! What it refuses was certainly not proposed. With every answer it tells where the leader is.
 
 use core::fmt::Debug;
 use std::sync::Arc;
@@ -22,7 +22,10 @@ use tonic::Status;
 use crate::{
     machine::{COMMAND_BYTES_MAX as REQUEST_BYTES_MAX, refusal},
     pb::command::v1::Reason,
-    services::deadline::{self, Deadline},
+    services::{
+        deadline::{self, Deadline},
+        leader::LeaderHint,
+    },
     wire::status::from_refusal,
 };
 
@@ -126,10 +129,11 @@ pub(crate) struct Gate {
     waits: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     message_bytes_max: usize,
+    leader: LeaderHint,
 }
 
 impl Gate {
-    pub(crate) fn new(limits: Limits, drain: CancellationToken) -> Self {
+    pub(crate) fn new(limits: Limits, drain: CancellationToken, leader: LeaderHint) -> Self {
         let places = |max: usize| Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
         Self {
             drain,
@@ -137,6 +141,7 @@ impl Gate {
             waits: places(limits.waits_max),
             streams: places(limits.streams_max),
             message_bytes_max: limits.message_bytes_max,
+            leader,
         }
     }
 
@@ -161,12 +166,16 @@ impl Gate {
 }
 
 /// Lets a call through or refuses it, and answers for it when its deadline runs out.
-pub(crate) async fn pass(
-    State(gate): State<Arc<Gate>>,
-    mut request: Request,
-    next: Next,
-) -> Response {
+pub(crate) async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
     let kind = Kind::of(request.uri().path());
+    let mut response = answered(&gate, kind, request, next).await;
+    if kind != Kind::Foreign {
+        gate.leader.tell(response.headers_mut());
+    }
+    response
+}
+
+async fn answered(gate: &Gate, kind: Kind, mut request: Request, next: Next) -> Response {
     let deadline = Deadline::of(request.headers(), kind, deadline::arrival(&request));
     let permit = match gate.admit(kind) {
         Ok(permit) => permit,

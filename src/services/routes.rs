@@ -26,6 +26,7 @@ use crate::{
         health::{self, Health},
         kv::Kv,
         lab::{self, Lab},
+        leader::LeaderHint,
         lock::Locks,
         peer::LinkLab,
         reflection,
@@ -39,6 +40,8 @@ pub struct ClientSide {
     pub routes: Routes,
     /// To be kept true by [`Health::follow`].
     pub health: Health,
+    /// To be kept true by [`LeaderHint::follow`].
+    pub leader: LeaderHint,
 }
 
 impl fmt::Debug for ClientSide {
@@ -58,7 +61,8 @@ pub fn client_side<P: Peers>(
     limits: Limits,
     lab: Option<Arc<LinkLab>>,
 ) -> ClientSide {
-    let gate = Arc::new(Gate::new(limits, drain.clone()));
+    let leader = LeaderHint::default();
+    let gate = Arc::new(Gate::new(limits, drain.clone(), leader.clone()));
     let context = Context { node, drain };
     let (reporter, health_service) = tonic_health::server::health_reporter();
 
@@ -84,5 +88,5 @@ pub fn client_side<P: Peers>(
     }
     let router = reflection::add(routes, &services).into_axum_router();
     let router = router.layer(from_fn_with_state(gate, gate::pass));
-    ClientSide { routes: Routes::from(router).prepare(), health: Health::new(reporter) }
+    ClientSide { routes: Routes::from(router).prepare(), health: Health::new(reporter), leader }
 }

@@ -7,3 +7,7 @@
 mod fuzz;
 pub mod raft;
 pub mod status;
+
+/// The metadata of an answer that has the leader's client address, `host:port`, as the answering
+/// node knows it. Absent where it knows no leader.
+pub const LEADER_KEY: &str = "quorate-leader";

@@ -64,7 +64,7 @@ async fn call(requests: &SendRequest<Bytes>, path: &str, timeout: &str) -> (Code
 
 fn gate(limits: Limits) -> (Gate, CancellationToken) {
     let drain = CancellationToken::new();
-    (Gate::new(limits, drain.clone()), drain)
+    (Gate::new(limits, drain.clone(), LeaderHint::default()), drain)
 }
 
 async fn hang(_: Request) -> Response {
