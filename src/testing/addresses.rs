@@ -18,6 +18,9 @@ static CLUSTERS: AtomicU32 = AtomicU32::new(0);
 /// How many clusters one process starts before it comes near another's addresses.
 const STRIDE: u32 = 251;
 
+/// How far a node moves: past the ports of all nodes' listeners.
+const MOVE: u16 = 30;
+
 /// How many addresses are tried.
 const ATTEMPTS: u32 = 64;
 
@@ -33,6 +36,19 @@ pub(crate) fn reserve(nodes: u8) -> Vec<Addresses> {
         }
     }
     panic!("no loopback address is free for a test's cluster");
+}
+
+/// Another address of the same host that is free, for clients of a node that moves. What
+/// [`reserve`] gave to the cluster's other nodes is passed over, in use or not.
+pub(crate) fn elsewhere(client: SocketAddr, taken: &[Addresses]) -> SocketAddr {
+    let known = |address: SocketAddr| {
+        taken.iter().any(|node| [node.client, node.peer, node.admin].contains(&address))
+    };
+    let steps = (1..=ATTEMPTS).map(|step| u16::try_from(step).expect("few") * MOVE);
+    steps
+        .map(|step| SocketAddr::new(client.ip(), client.port().wrapping_add(step).max(1_024)))
+        .find(|address| !known(*address) && TcpListener::bind(address).is_ok())
+        .expect("a port is free for a node that moves")
 }
 
 /// An address in 127.0.0.0/8, but not 127.0.x.x, with no byte at 0 or 255.
@@ -90,6 +106,16 @@ mod tests {
         ports.sort_unstable();
         ports.dedup();
         assert_eq!(ports.len(), 9);
+    }
+
+    #[test]
+    fn a_node_moves_to_a_port_that_nobody_has() {
+        let nodes = reserve(3);
+        let first = elsewhere(nodes[0].client, &nodes);
+        assert_eq!(first.ip(), nodes[0].client.ip());
+        assert!(nodes.iter().all(|node| ![node.client, node.peer, node.admin].contains(&first)));
+        let _taken = TcpListener::bind(first).expect("free");
+        assert_ne!(elsewhere(nodes[0].client, &nodes), first);
     }
 
     #[test]

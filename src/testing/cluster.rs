@@ -213,7 +213,8 @@ impl Cluster {
         }
     }
 
-    /// Stops a node as SIGTERM does, with a drain, and waits until it has ended.
+    /// Drains a node as SIGTERM does, and waits until it has ended: it shows itself as draining,
+    /// hands leadership over, finishes what it has and takes its registration back.
     pub async fn stop(&mut self, id: u64) {
         let member = self.member_mut(id);
         match std::mem::replace(&mut member.state, State::Down) {
@@ -247,6 +248,21 @@ impl Cluster {
         };
         let state = started.unwrap_or_else(|error| panic!("node {id} cannot start: {error}"));
         self.member_mut(id).state = state;
+    }
+
+    /// Starts a node over the data that it had, at another address for clients, and returns that
+    /// address; peers reach it where they did. [`Cluster::endpoint`] and [`Cluster::endpoints`] tell
+    /// the new one from now on; clients that were made before know the old one. A node that runs is
+    /// killed first; call [`Cluster::stop`] before to have it drained.
+    ///
+    /// # Panics
+    /// Where it cannot be started.
+    pub async fn restart_elsewhere(&mut self, id: u64) -> String {
+        let taken: Vec<_> = self.nodes.values().map(|member| member.spec.addresses).collect();
+        let addresses = &mut self.member_mut(id).spec.addresses;
+        addresses.client = addresses::elsewhere(addresses.client, &taken);
+        self.restart(id).await;
+        self.endpoint(id)
     }
 
     /// Stops a process where it stands (SIGSTOP), without its knowing. When this returns, no thread
