@@ -40,7 +40,7 @@ pub struct Server {
     pub(super) registration: Registration,
     /// Ends requests that could go on.
     pub(super) ending: Ending,
-    /// Cancelled first: the node is not to be found any more.
+    /// Cancelled first: the node does not report itself healthy or renew its registration any more.
     pub(super) leaving: CancellationToken,
     /// Cancelled next: the client listener takes no more connections.
     pub(super) closing: CancellationToken,

@@ -1,12 +1,19 @@
-//! How a node stops so that nobody notices: not to be found, leadership handed over, streams ended
-//! with a status that says where to go, requests finished. Bounded: what is left is given up.
+//! How a node stops so that nobody notices: said to drain, leadership handed over, streams ended with
+//! a status that says where to go, requests finished, and only then not to be found any more. Bounded:
+//! what is left is given up.
 
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::{pb::cluster::v1::Role, server::Server, types::Duration};
 
 /// How long all of it may take.
 const LIMIT: Duration = Duration::from_secs(10);
+
+/// How long saying that this node drains may take.
+const TELL_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long clients that were told so may take to begin their next calls elsewhere, at least.
+const NOTICE: Duration = Duration::from_millis(200);
 
 /// How long taking the registration back may take.
 const DEREGISTER_LIMIT: Duration = Duration::from_secs(1);
@@ -42,8 +49,10 @@ impl Server {
         self.handle().set_draining();
         self.leaving.cancel();
         if scope == Scope::Node {
-            self.registration.remove(DEREGISTER_LIMIT).await;
+            self.registration.drain(TELL_LIMIT).await;
+            let noticed = Instant::now() + NOTICE;
             self.hand_over().await;
+            sleep_until(noticed).await;
         }
 
         self.ending.streams.cancel();
@@ -54,6 +63,9 @@ impl Server {
             let _given_up = timeout(CLOSE_LIMIT, &mut self.clients).await;
         }
 
+        if scope == Scope::Node {
+            self.registration.remove(DEREGISTER_LIMIT).await;
+        }
         self.transport.shutdown().await;
         self.ended.cancel();
         let _given_up = timeout(CLOSE_LIMIT, &mut self.peers).await;

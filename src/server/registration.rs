@@ -1,5 +1,9 @@
 //! Keeps this node registered as an instance of the service `quorate`.
 //!
+//! The instance's id is the node's own, so a node that comes back, also at another address or while
+//! its old registration still lives, replaces what it said before. A node that is about to stop
+//! first says that it is draining, and takes its registration back last.
+//!
 //! The node does what any service does: it registers with a TTL and renews. It registers again when
 //! the registration is gone, and never stands in the way of serving: what fails here is tried again.
 
@@ -13,7 +17,9 @@ use crate::{
     node::Handle,
     pb::{
         command::v1::{Reason, Refusal, command::Op, outcome},
-        discovery::v1::{DeregisterRequest, RegisterRequest},
+        discovery::v1::{
+            DeregisterRequest, InstanceState, RegisterRequest, SetInstanceStateRequest,
+        },
     },
     types::{Duration, SessionId},
 };
@@ -102,18 +108,36 @@ impl Registration {
         Ok(())
     }
 
-    /// Removes the registration, so that nobody is sent here any more. Gives up at `limit`.
+    /// Says that this node takes no new calls soon, so that nobody begins any here. Gives up at
+    /// `limit`.
+    pub(crate) async fn drain(&self, limit: Duration) {
+        let request = SetInstanceStateRequest {
+            service: SERVICE.to_owned(),
+            instance_id: self.instance_id(),
+            state: InstanceState::Draining.into(),
+            ..SetInstanceStateRequest::default()
+        };
+        if !self.change(Op::SetInstanceState(request), limit).await {
+            tracing::debug!("nobody was told that this node drains");
+        }
+    }
+
+    /// Removes the registration, so that nobody looks for this node any more. Gives up at `limit`.
     pub(crate) async fn remove(&self, limit: Duration) {
         let request = DeregisterRequest {
             service: SERVICE.to_owned(),
             instance_id: self.instance_id(),
             ..DeregisterRequest::default()
         };
-        let deadline = Instant::now() + limit;
-        let done = self.handle.propose(Op::Deregister(request), Some(deadline));
-        if !matches!(timeout(limit, done).await, Ok(Ok(_))) {
+        if !self.change(Op::Deregister(request), limit).await {
             tracing::debug!("the registration is left to its ttl");
         }
+    }
+
+    /// Proposes a command once, and tells whether it was applied in time.
+    async fn change(&self, op: Op, limit: Duration) -> bool {
+        let done = self.handle.propose(op, Some(Instant::now() + limit));
+        matches!(timeout(limit, done).await, Ok(Ok(_)))
     }
 
     fn instance_id(&self) -> String {

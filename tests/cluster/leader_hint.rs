@@ -24,7 +24,7 @@ fn named(metadata: &MetadataMap) -> Option<String> {
 }
 
 /// The address that a node names with a read of its own state.
-async fn hint(cluster: &Cluster, id: u64) -> Option<String> {
+pub(crate) async fn hint(cluster: &Cluster, id: u64) -> Option<String> {
     let request = RangeRequest { key: "a".into(), stale: true, ..Default::default() };
     let answer = kv(cluster, id).await.range(request).await.expect("a stale read is served");
     named(answer.metadata())

@@ -14,6 +14,7 @@ mod failover;
 mod leader_hint;
 mod load;
 mod locks;
+mod moves;
 mod pauses;
 mod put_streams;
 mod reads;
