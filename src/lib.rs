@@ -15,6 +15,7 @@ pub mod node;
 pub mod observe;
 pub mod pb;
 pub mod raft;
+pub mod resilience;
 pub mod server;
 pub mod services;
 pub mod sim;

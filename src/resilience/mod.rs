@@ -1,0 +1,12 @@
+//! Floor 1: what keeps calls going while others fail, as pure functions of `now`.
+//!
+//! Back-off between attempts to connect, detection of hosts that fail more than the others, and
+//! estimates of latency and success. Time and chance are arguments. Nothing here waits, sends or
+//! reads a clock; what is shared with the path of a call is a few atomics behind `&self`.
+
+pub mod backoff;
+mod error;
+pub mod ewma;
+pub mod outlier;
+
+pub use error::ConfigError;
