@@ -3,11 +3,10 @@
 //! With a command, the lock is renewed while it runs, and it is stopped where the lock is lost:
 //! standard output is then the command's alone.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, future::Future};
 
 use clap::{Args, Subcommand};
 use tokio::time::{Instant, sleep_until};
-use tonic::Code;
 
 use crate::{
     cli::{
@@ -17,7 +16,7 @@ use crate::{
         show::{Markers, Shown, is_heard, say},
         table::{self, Table, duration, optional, printable, time},
     },
-    client::{self, Client, Locks},
+    client::{self, LockGuard},
     pb::lock::v1::{
         AcquireRequest, AcquireResponse, DescribeRequest, ListRequest, ListResponse, Lock,
         LockEvent, ReleaseRequest, RenewRequest, WatchRequest, lock_event::Kind,
@@ -28,9 +27,6 @@ use crate::{
 
 /// How long after its SIGTERM a command is killed when its lock was lost.
 const GRACE: Duration = Duration::from_secs(5);
-
-/// A renewal that has less time than this left is not tried.
-const RENEWAL_MIN: Duration = Duration::from_millis(50);
 
 /// When a person who waits is told so.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -148,27 +144,21 @@ async fn acquire(context: &Context, args: AcquireArgs) -> Result<u8, Error> {
         owner: owner.unwrap_or_else(whoami),
         ..Default::default()
     };
-    let asked = Instant::now();
-    let grant = granted(&context.client.locks(), request).await?;
+    let locks = context.client.locks();
     if command.is_empty() {
+        let grant = granted(&name, locks.acquire(request)).await?;
         context.show.answer(&grant, grant_table)?;
         return Ok(0);
     }
-    let held = Held { client: context.client.clone(), name, token: grant.fencing_token };
-    let ttl = grant.ttl.and_then(|ttl| Duration::try_from(ttl).ok()).unwrap_or(ttl);
-    let mut valid_from = asked;
-    if asked.elapsed() > ttl / 3 {
-        // The grant came at some time since: only a renewal tells how long it holds.
-        valid_from = Instant::now();
-        held.renew(context.client.timeout()).await?;
-    }
-    held.run(&command, valid_from, ttl).await
+    let guard = granted(&name, locks.hold(request)).await?;
+    run_while_held(guard, &command).await
 }
 
 /// Waits for the grant, and says so to a person who waits long.
-async fn granted(locks: &Locks, request: AcquireRequest) -> Result<AcquireResponse, Error> {
-    let name = request.name.clone();
-    let grant = locks.acquire(request);
+async fn granted<T>(
+    name: &str,
+    grant: impl Future<Output = Result<T, client::Error>>,
+) -> Result<T, Error> {
     tokio::pin!(grant);
     tokio::select! {
         grant = &mut grant => return Ok(grant?),
@@ -180,94 +170,44 @@ async fn granted(locks: &Locks, request: AcquireRequest) -> Result<AcquireRespon
     Ok(grant.await?)
 }
 
-/// A lock that is held while a command runs.
-#[derive(Debug)]
-struct Held {
-    client: Client,
-    name: String,
-    token: u64,
-}
-
-impl Held {
-    async fn run(
-        self,
-        command: &[OsString],
-        valid_from: Instant,
-        ttl: Duration,
-    ) -> Result<u8, Error> {
-        let environment = [
-            ("QUORATE_LOCK_NAME", self.name.clone()),
-            ("QUORATE_FENCING_TOKEN", self.token.to_string()),
-        ];
-        let mut signals = Signals::listen()?;
-        let mut child = match Child::spawn(command, &environment) {
-            Ok(child) => child,
-            Err(code) => {
-                self.release().await;
+/// Runs a command and returns its exit code; stops it where the lock is lost.
+async fn run_while_held(guard: LockGuard, command: &[OsString]) -> Result<u8, Error> {
+    let environment = [
+        ("QUORATE_LOCK_NAME", guard.name().to_owned()),
+        ("QUORATE_FENCING_TOKEN", guard.fencing_token().to_string()),
+    ];
+    let mut signals = Signals::listen()?;
+    let mut child = match Child::spawn(command, &environment) {
+        Ok(child) => child,
+        Err(code) => {
+            let_go(guard).await;
+            return Ok(code);
+        }
+    };
+    let lost = guard.lost();
+    tokio::pin!(lost);
+    let loss = loop {
+        tokio::select! {
+            ended = child.wait() => {
+                let Ended(code) = ended?;
+                let_go(guard).await;
                 return Ok(code);
             }
-        };
-        let lost = self.keep(valid_from, ttl);
-        tokio::pin!(lost);
-        let lost = loop {
-            tokio::select! {
-                ended = child.wait() => {
-                    let Ended(code) = ended?;
-                    self.release().await;
-                    return Ok(code);
-                }
-                signal = signals.next() => child.forward(signal),
-                lost = &mut lost => break lost,
-            }
-        };
-        say(&lost.to_string());
-        child.stop(GRACE).await?;
-        let (name, command) = (&self.name, command[0].to_string_lossy());
-        Err(Error::LockLost(format!("{command} was stopped, having lost lock {name:?}")))
-    }
-
-    /// Renews until the lock is lost. The validity counts from before each call, so that this side
-    /// never believes in the lock for longer than the cluster does.
-    async fn keep(&self, valid_from: Instant, ttl: Duration) -> Error {
-        let mut valid_until = valid_from + ttl;
-        let mut next = valid_from + ttl / 3;
-        loop {
-            sleep_until(next).await;
-            let sent = Instant::now();
-            match self.renew(valid_until.saturating_duration_since(sent)).await {
-                Ok(()) => {
-                    valid_until = sent + ttl;
-                    next = sent + ttl / 3;
-                }
-                Err(error) => {
-                    let now = Instant::now();
-                    let gone = matches!(error.code(), Code::FailedPrecondition | Code::NotFound);
-                    if gone || now + RENEWAL_MIN >= valid_until {
-                        sleep_until(if gone { now } else { valid_until }).await;
-                        let name = &self.name;
-                        return Error::LockLost(format!("lock {name:?} was lost: {error}"));
-                    }
-                    next = (now + ttl / 10).min(valid_until - RENEWAL_MIN);
-                }
-            }
+            signal = signals.next() => child.forward(signal),
+            loss = &mut lost => break loss,
         }
-    }
+    };
+    let name = guard.name();
+    say(&format!("lock {name:?} was lost: {loss}"));
+    child.stop(GRACE).await?;
+    let command = command[0].to_string_lossy();
+    Err(Error::LockLost(format!("{command} was stopped, having lost lock {name:?}")))
+}
 
-    async fn renew(&self, within: Duration) -> Result<(), client::Error> {
-        let request = RenewRequest { name: self.name.clone(), fencing_token: self.token };
-        self.client.with_timeout(within).locks().renew(request).await.map(drop)
-    }
-
-    async fn release(&self) {
-        let request = ReleaseRequest {
-            name: self.name.clone(),
-            fencing_token: self.token,
-            ..Default::default()
-        };
-        if let Err(error) = self.client.locks().release(request).await {
-            let name = &self.name;
-            say(&format!("lock {name:?} could not be released and is left to its TTL: {error}"));
-        }
+async fn let_go(guard: LockGuard) {
+    let name = guard.name().to_owned();
+    if let Err(error) = guard.release().await {
+        say(&format!("lock {name:?} could not be released and is left to its TTL: {error}"));
     }
 }
 

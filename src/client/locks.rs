@@ -5,7 +5,7 @@ use tonic::{Status, Streaming, transport::Channel};
 
 use crate::{
     client::{
-        Client, Error, Resuming,
+        Client, Error, LockGuard, LockRequest, Resuming,
         call::{Effect, Limit},
         reconcile::{Entry, Reconciling},
         request::identified,
@@ -32,6 +32,24 @@ pub struct Locks {
 impl Locks {
     pub(super) const fn new(client: Client) -> Self {
         Self { client }
+    }
+
+    /// Asks for a lock that is kept until its guard goes. Await what this returns, or give it a TTL,
+    /// a bound of the wait, an owner or a session before.
+    pub fn lock(&self, name: impl Into<String>) -> LockRequest {
+        LockRequest::new(self.clone(), name.into())
+    }
+
+    /// Acquires a lock as [`Locks::acquire`] does, and keeps it until its guard goes. Must be called
+    /// inside a tokio runtime.
+    ///
+    /// Dropping the future leaves the line. A grant that is on its way at that moment is left to its
+    /// TTL.
+    ///
+    /// # Errors
+    /// As [`Locks::acquire`].
+    pub async fn hold(&self, request: AcquireRequest) -> Result<LockGuard, Error> {
+        LockGuard::acquire(self.client.clone(), request).await
     }
 
     /// Acquires a lock, waiting in line for `wait`, or for as long as the future lives where it is

@@ -11,6 +11,7 @@ mod directories;
 mod drain;
 mod events;
 mod failover;
+mod guards;
 mod leader_hint;
 mod load;
 mod locks;
