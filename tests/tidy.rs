@@ -41,6 +41,7 @@ const DETERMINISTIC: &[&str] = &[
     "src/raft/",
     "src/machine/",
     "src/resilience/",
+    "src/client/lease.rs",
     "src/sim/",
     "src/node/replica.rs",
     "src/node/replica/",

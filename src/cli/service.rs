@@ -6,7 +6,6 @@
 use std::{collections::BTreeMap, ffi::OsString};
 
 use clap::{Args, Subcommand, ValueEnum};
-use tokio::time::{Instant, interval_at};
 use tonic::Code;
 
 use crate::{
@@ -18,10 +17,10 @@ use crate::{
         show::{Markers, Shown, say},
         table::{Table, duration, optional, printable},
     },
-    client::Discovery,
+    client::{Registration, Standing},
     pb::discovery::v1::{
         DeregisterRequest, Instance, InstanceEvent, InstanceState, ListServicesRequest,
-        RegisterRequest, RenewRequest, ResolveRequest, SetInstanceStateRequest, WatchRequest,
+        RegisterRequest, ResolveRequest, SetInstanceStateRequest, WatchRequest,
         instance_event::Kind,
     },
     server::parse_duration,
@@ -186,81 +185,61 @@ async fn register(context: &Context, args: RegisterArgs) -> Result<u8, Error> {
         ..Default::default()
     };
     let discovery = context.client.discovery();
-    let answer = discovery.register(request.clone()).await?;
     if args.command.is_empty() {
+        let answer = discovery.register(request).await?;
         context.show.answer(&answer, |answer| printable(&answer.instance_id).into())?;
         return Ok(0);
     }
-    let request = RegisterRequest { instance_id: answer.instance_id, ..request };
-    let registered = Registered { discovery, request };
-    registered.run(&args.command, ttl.unwrap_or(TTL_WITH_COMMAND)).await
+    let registration = discovery.hold(request).await?;
+    run_while_registered(registration, &args.command).await
 }
 
-/// An instance that is kept registered while a command runs.
-#[derive(Debug)]
-struct Registered {
-    discovery: Discovery,
-    request: RegisterRequest,
-}
-
-impl Registered {
-    async fn run(self, command: &[OsString], ttl: Duration) -> Result<u8, Error> {
-        let environment = [
-            ("QUORATE_SERVICE_NAME", self.request.service.clone()),
-            ("QUORATE_INSTANCE_ID", self.request.instance_id.clone()),
-        ];
-        let mut signals = Signals::listen()?;
-        let mut child = match Child::spawn(command, &environment) {
-            Ok(child) => child,
-            Err(code) => {
-                self.deregister().await;
+/// Runs a command and returns its exit code.
+async fn run_while_registered(
+    mut registration: Registration,
+    command: &[OsString],
+) -> Result<u8, Error> {
+    let environment = [
+        ("QUORATE_SERVICE_NAME", registration.service().to_owned()),
+        ("QUORATE_INSTANCE_ID", registration.instance_id().to_owned()),
+    ];
+    let mut signals = Signals::listen()?;
+    let mut child = match Child::spawn(command, &environment) {
+        Ok(child) => child,
+        Err(code) => {
+            let_go(registration).await;
+            return Ok(code);
+        }
+    };
+    let mut known = 0;
+    loop {
+        tokio::select! {
+            ended = child.wait() => {
+                let Ended(code) = ended?;
+                let_go(registration).await;
                 return Ok(code);
             }
-        };
-        let kept = self.keep(ttl);
-        tokio::pin!(kept);
-        loop {
-            tokio::select! {
-                ended = child.wait() => {
-                    let Ended(code) = ended?;
-                    self.deregister().await;
-                    return Ok(code);
+            signal = signals.next() => child.forward(signal),
+            standing = registration.changed() => match standing {
+                Standing::Registered { again } if again == known => {}
+                Standing::Registered { again } => {
+                    known = again;
+                    say("the registration had expired; registered anew");
                 }
-                signal = signals.next() => child.forward(signal),
-                () = &mut kept => unreachable!("it never ends"),
-            }
+                Standing::Missing(error) => say(&format!("the registration was lost: {error}")),
+                Standing::Unconfirmed(error) => {
+                    say(&format!("the registration could not be renewed: {error}"));
+                }
+            },
         }
     }
+}
 
-    /// Renews for ever, and registers anew where the instance is gone.
-    async fn keep(&self, ttl: Duration) {
-        let mut turns = interval_at(Instant::now() + ttl / 3, ttl / 3);
-        loop {
-            turns.tick().await;
-            let renewal = RenewRequest {
-                service: self.request.service.clone(),
-                instance_id: self.request.instance_id.clone(),
-            };
-            let Err(error) = self.discovery.renew(renewal).await else { continue };
-            if error.code() != Code::NotFound {
-                say(&format!("the registration could not be renewed: {error}"));
-                continue;
-            }
-            match self.discovery.register(self.request.clone()).await {
-                Ok(_) => say("the registration had expired; registered anew"),
-                Err(error) => say(&format!("the registration was lost: {error}")),
-            }
-        }
-    }
-
-    async fn deregister(&self) {
-        let RegisterRequest { service, instance_id, .. } = self.request.clone();
-        let request = DeregisterRequest { service, instance_id, ..Default::default() };
-        if let Err(error) = self.discovery.deregister(request).await
-            && error.code() != Code::NotFound
-        {
-            say(&format!("the instance is left to its TTL: {error}"));
-        }
+async fn let_go(registration: Registration) {
+    if let Err(error) = registration.deregister().await
+        && error.code() != Code::NotFound
+    {
+        say(&format!("the instance is left to its TTL: {error}"));
     }
 }
 

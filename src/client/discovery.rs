@@ -5,7 +5,7 @@ use tonic::{Status, Streaming, transport::Channel};
 
 use crate::{
     client::{
-        Client, Error, Resuming,
+        Client, Error, Registration, RegistrationRequest, Resuming,
         call::ANSWER_BYTES_MAX,
         reconcile::{Entry, Reconciling},
         request::identified,
@@ -32,6 +32,28 @@ pub struct Discovery {
 impl Discovery {
     pub(super) const fn new(client: Client) -> Self {
         Self { client }
+    }
+
+    /// Asks for an instance that stays registered until its handle goes. Await what this returns, or
+    /// say more of the instance before. `address` is `host:port`, at most 512 bytes.
+    pub fn announce(
+        &self,
+        service: impl Into<String>,
+        address: impl Into<String>,
+    ) -> RegistrationRequest {
+        RegistrationRequest::new(self.clone(), service.into(), address.into())
+    }
+
+    /// Registers an instance as [`Discovery::register`] does, and keeps it registered until its
+    /// handle goes. Without TTL and session the TTL is 10 s. Must be called inside a tokio runtime.
+    ///
+    /// Where the future is dropped the instance may be registered all the same, and is left to its
+    /// TTL.
+    ///
+    /// # Errors
+    /// As [`Discovery::register`].
+    pub async fn hold(&self, request: RegisterRequest) -> Result<Registration, Error> {
+        Registration::register(self.client.clone(), request).await
     }
 
     /// Registers an instance, or replaces the one with the same id.

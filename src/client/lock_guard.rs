@@ -18,6 +18,7 @@ use crate::{
         Client, Error, Locks,
         keep::{Clock, Kept, Renewable},
         lease::{Lease, Loss},
+        request::to_proto,
     },
     pb::{
         kv::v1::HeldLock,
@@ -83,8 +84,8 @@ impl LockRequest {
     /// As [`Locks::hold`].
     pub async fn acquire(self) -> Result<LockGuard, Error> {
         let request = AcquireRequest {
-            ttl: Some(proto(self.ttl, "ttl")?),
-            wait: self.wait.map(|wait| proto(wait, "wait")).transpose()?,
+            ttl: Some(to_proto(self.ttl, "ttl")?),
+            wait: self.wait.map(|wait| to_proto(wait, "wait")).transpose()?,
             name: self.name,
             owner: self.owner,
             session_id: self.session_id,
@@ -138,6 +139,7 @@ impl LockGuard {
     pub(super) async fn acquire(client: Client, request: AcquireRequest) -> Result<Self, Error> {
         let in_session = request.session_id != 0;
         let clock = Clock::start();
+        let asked = clock.now();
         let grant = client.locks().acquire(request).await?;
         let granted = clock.now();
         let ttl = grant.ttl.and_then(|ttl| Duration::try_from(ttl).ok()).unwrap_or(TTL_DEFAULT);
@@ -148,10 +150,8 @@ impl LockGuard {
         };
         // After some time in line nobody knows when the grant came, and a session counts from its
         // own last renewal: then only a renewal tells how long the lock holds.
-        let since_asked = granted.since(crate::types::Instant::ZERO);
-        let known = !in_session && since_asked < ttl / 3;
-        let lease = if known {
-            Lease::confirmed_since(crate::types::Instant::ZERO, Some(ttl))
+        let lease = if !in_session && granted.since(asked) < ttl / 3 {
+            Lease::confirmed_since(asked, Some(ttl))
         } else {
             Lease::unconfirmed(granted, ttl, granted.after(client.timeout()))
         };
@@ -278,10 +278,4 @@ impl Renewable for Held {
         let request = ReleaseRequest { name, fencing_token, ..Default::default() };
         self.client.locks().release(request).await
     }
-}
-
-/// A span as requests carry it.
-pub(super) fn proto(span: Duration, what: &str) -> Result<prost_types::Duration, Error> {
-    prost_types::Duration::try_from(span)
-        .map_err(|_| Error::invalid(format!("{what}: {span:?} is too long")))
 }

@@ -3,8 +3,8 @@
 //! A call goes to any endpoint. What was certainly not proposed is sent again, here or at the
 //! node that the answer names; what may have been proposed is sent again only where a request id
 //! makes that safe, and always with the same id. Streams take themselves up again where they
-//! stood. Balancing, guards and breakers are not part of it; nothing but a [`PutStream`] runs in the
-//! background.
+//! stood. What has to be kept alive keeps itself: a [`LockGuard`], a [`SessionGuard`] and a
+//! [`Registration`] each have a task that renews it, and end it when they are dropped.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), quorate::client::Error> {
@@ -34,8 +34,10 @@ mod locks;
 mod pool;
 mod put_stream;
 mod reconcile;
+mod registration;
 mod request;
 mod resume;
+mod session_guard;
 mod sessions;
 #[cfg(test)]
 mod tests;
@@ -53,6 +55,8 @@ pub use lease::Loss;
 pub use lock_guard::{LockGuard, LockRequest};
 pub use locks::{LockWatch, Locks};
 pub use put_stream::{PutAck, PutAcks, PutStream};
+pub use registration::{Registration, RegistrationRequest, Standing};
 pub use resume::Resuming;
+pub use session_guard::{SessionGuard, SessionRequest};
 pub use sessions::Sessions;
 pub use tls::Tls;

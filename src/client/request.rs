@@ -1,8 +1,10 @@
-//! Request ids: what makes it safe to send a change again.
+//! Request ids: what makes it safe to send a change again; and spans of time as requests carry them.
 
 use crate::{
+    client::Error,
     host,
     pb::{discovery, event, kv, lock, session},
+    types::Duration,
 };
 
 /// A request that carries an id.
@@ -17,6 +19,12 @@ pub(crate) fn identified<R: Identified>(mut request: R) -> R {
         *id = host::random().to_string();
     }
     request
+}
+
+/// A span as requests carry it.
+pub(super) fn to_proto(span: Duration, what: &str) -> Result<prost_types::Duration, Error> {
+    prost_types::Duration::try_from(span)
+        .map_err(|_| Error::invalid(format!("{what}: {span:?} is too long")))
 }
 
 macro_rules! identified {

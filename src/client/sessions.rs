@@ -3,7 +3,7 @@
 use tonic::{Status, transport::Channel};
 
 use crate::{
-    client::{Client, Error, request::identified},
+    client::{Client, Error, SessionGuard, SessionRequest, request::identified},
     pb::session::v1::{
         CloseSessionRequest, CloseSessionResponse, KeepAliveRequest, KeepAliveResponse,
         OpenSessionRequest, OpenSessionResponse, session_service_client::SessionServiceClient,
@@ -19,6 +19,23 @@ pub struct Sessions {
 impl Sessions {
     pub(super) const fn new(client: Client) -> Self {
         Self { client }
+    }
+
+    /// Asks for a session that is kept alive until its guard goes. Await what this returns, or give
+    /// it a TTL or an owner before.
+    pub fn start(&self) -> SessionRequest {
+        SessionRequest::new(self.clone())
+    }
+
+    /// Opens a session as [`Sessions::open`] does, and keeps it alive until its guard goes. Must be
+    /// called inside a tokio runtime.
+    ///
+    /// Where the future is dropped the session may be opened all the same, and is left to its TTL.
+    ///
+    /// # Errors
+    /// As [`Sessions::open`].
+    pub async fn hold(&self, request: OpenSessionRequest) -> Result<SessionGuard, Error> {
+        SessionGuard::open(self.client.clone(), request).await
     }
 
     /// Opens a session.

@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use quorate::{
-    client::{Client, LockGuard, Loss},
+    client::{Client, LockGuard, Loss, Standing},
     pb::{
+        discovery::v1::{DeregisterRequest, Instance, InstanceState, ResolveRequest},
         kv::v1::PutRequest,
         lock::v1::{AcquireRequest, DescribeRequest, Lock, ReleaseRequest},
         session::v1::CloseSessionRequest,
@@ -123,4 +124,113 @@ async fn guarded_write(client: &Client, guard: &LockGuard) -> Result<(), quorate
 async fn describe(client: &Client) -> Lock {
     let request = DescribeRequest { name: "lock".into(), ..Default::default() };
     client.locks().describe(request).await.expect("read").lock.expect("a lock is told of")
+}
+
+#[tokio::test]
+async fn what_is_bound_to_a_guarded_session_goes_with_its_guard() {
+    let cluster = Cluster::start(3).await;
+    let client = cluster.client();
+    let session = client.sessions().start().ttl(LONG_TTL).owner("a test").await.expect("open");
+    let lock = client.locks().lock("lock").session(session.id()).await.expect("it is free");
+    let bound = PutRequest { key: "bound".into(), session_id: session.id(), ..Default::default() };
+    client.kv().put(bound).await.expect("the session is there");
+    assert!(session.is_alive() && lock.is_held(), "{session:?} {lock:?}");
+    assert_eq!(lock.session_id(), session.id());
+    drop(session);
+    eventually("the key to go", async || {
+        client.kv().get("bound").await.expect("read").is_none().then_some(())
+    })
+    .await;
+    assert!(describe(&client).await.holder.is_none());
+}
+
+#[tokio::test]
+async fn a_session_lives_on_while_it_is_kept_and_is_lost_when_somebody_closes_it() {
+    let mut cluster = Cluster::processes(PROGRAM, 3).await;
+    let client = cluster.client();
+    let session = client.sessions().start().ttl(TTL).await.expect("open");
+    let leader = cluster.wait_for_leader().await;
+    cluster.kill(leader).await;
+    let until = session.valid_until();
+    // Two confirmed renewals after what was known: each moves the moment on.
+    eventually("renewals", async || (session.valid_until() > until + TTL / 2).then_some(())).await;
+    assert!(session.is_alive());
+    let close = CloseSessionRequest { session_id: session.id(), ..Default::default() };
+    client.sessions().close(close).await.expect("it is there");
+    let loss = timeout(LIMIT, session.lost()).await.expect("the next renewal is refused");
+    assert!(matches!(loss, Loss::Refused(_)), "{loss}");
+    assert!(!session.is_alive());
+    assert_eq!(session.close().await.expect_err("gone").code(), tonic::Code::NotFound);
+}
+
+#[tokio::test]
+async fn an_instance_comes_back_when_somebody_deregisters_it_and_goes_with_its_handle() {
+    let cluster = Cluster::start(3).await;
+    let client = cluster.client();
+    let discovery = client.discovery();
+    let mut registration = discovery
+        .announce("web", "127.0.0.1:9000")
+        .instance_id("web-1")
+        .ttl(TTL)
+        .zone("here")
+        .weight(3)
+        .metadata("version", "7")
+        .await
+        .expect("registered");
+    assert!(registration.is_confirmed(), "{registration:?}");
+    let before = instances(&client).await;
+    assert_eq!((before[0].zone.as_str(), before[0].weight), ("here", 3));
+    registration.drain().await.expect("it is there");
+
+    let gone = DeregisterRequest {
+        service: "web".into(),
+        instance_id: "web-1".into(),
+        ..Default::default()
+    };
+    discovery.deregister(gone).await.expect("behind its back");
+    let standing = timeout(LIMIT, registration.changed()).await.expect("it comes back");
+    assert!(matches!(standing, Standing::Registered { again: 1 }), "{standing:?}");
+    let after = instances(&client).await;
+    assert_eq!(after.len(), 1);
+    assert_eq!(after[0].metadata, before[0].metadata);
+    assert_eq!(after[0].state(), InstanceState::Draining, "what was said of it still holds");
+    registration.resume().await.expect("it is there");
+    assert_eq!(instances(&client).await[0].state(), InstanceState::Serving);
+
+    drop(registration);
+    eventually("the instance to go", async || instances(&client).await.is_empty().then_some(()))
+        .await;
+    let registration = discovery.announce("web", "127.0.0.1:9000").await.expect("registered");
+    assert!(!registration.instance_id().is_empty());
+    registration.deregister().await.expect("it is there");
+    assert!(instances(&client).await.is_empty());
+}
+
+#[tokio::test]
+async fn an_instance_stays_registered_when_nodes_die_and_ends_with_its_session() {
+    let mut cluster = Cluster::processes(PROGRAM, 3).await;
+    let client = cluster.client();
+    let session = client.sessions().start().ttl(TTL).await.expect("open");
+    let registration = client
+        .discovery()
+        .announce("web", "127.0.0.1:9000")
+        .session(session.id())
+        .await
+        .expect("registered");
+    let own = client.discovery().announce("own", "127.0.0.1:9000").ttl(TTL).await.expect("too");
+    let leader = cluster.wait_for_leader().await;
+    cluster.kill(leader).await;
+    let until = session.valid_until();
+    eventually("a TTL to pass", async || (session.valid_until() > until + TTL).then_some(())).await;
+    assert_eq!(instances(&client).await.len(), 1);
+    assert!(matches!(own.standing(), Standing::Registered { again: 0 }), "{own:?}");
+    session.close().await.expect("it is there");
+    let loss = timeout(LIMIT, registration.lost()).await.expect("its session is gone");
+    assert!(matches!(loss, Loss::Refused(_)), "{loss}");
+    assert!(instances(&client).await.is_empty());
+}
+
+async fn instances(client: &Client) -> Vec<Instance> {
+    let request = ResolveRequest { service: "web".into(), ..Default::default() };
+    client.discovery().resolve(request).await.expect("read").instances
 }
