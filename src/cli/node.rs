@@ -42,6 +42,12 @@ pub struct NodeArgs {
     /// The address that peers are told [default: from --initial-cluster]
     #[arg(long, value_name = "HOST:PORT", env = "QUORATE_PEER_ADVERTISE", hide_env_values = true)]
     peer_advertise: Option<String>,
+    /// The zone that clients are told it runs in
+    #[arg(long, value_name = "ZONE", env = "QUORATE_ZONE", hide_env_values = true)]
+    zone: Option<String>,
+    /// Its share of the calls that clients balance by weight; 1 to 65535 [default: 1]
+    #[arg(long, value_name = "N", env = "QUORATE_WEIGHT", hide_env_values = true)]
+    weight: Option<u32>,
     /// Let an empty data directory found the cluster
     #[arg(long, env = "QUORATE_BOOTSTRAP", hide_env_values = true)]
     bootstrap: bool,
@@ -202,6 +208,8 @@ impl NodeArgs {
             admin_listen: self.admin_listen,
             advertise: self.advertise,
             peer_advertise: self.peer_advertise,
+            zone: self.zone,
+            weight: self.weight,
             bootstrap: self.bootstrap.then_some(true),
             initial_cluster: self.initial_cluster,
             restore: self.restore,

@@ -19,7 +19,7 @@ use crate::{lab::certificates::NodeFiles, server::Addresses, types::Duration};
 
 /// Variables that set what differs from node to node: here the flags say it, and whoever runs this
 /// may have them set for a node of another cluster.
-const OF_ONE_NODE: [&str; 17] = [
+const OF_ONE_NODE: [&str; 19] = [
     "QUORATE_ID",
     "QUORATE_DATA_DIR",
     "QUORATE_LISTEN",
@@ -27,6 +27,8 @@ const OF_ONE_NODE: [&str; 17] = [
     "QUORATE_ADMIN_LISTEN",
     "QUORATE_ADVERTISE",
     "QUORATE_PEER_ADVERTISE",
+    "QUORATE_ZONE",
+    "QUORATE_WEIGHT",
     "QUORATE_BOOTSTRAP",
     "QUORATE_INITIAL_CLUSTER",
     "QUORATE_RESTORE",

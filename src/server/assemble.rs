@@ -12,6 +12,7 @@ use crate::{
     net::{ListenOptions, Tls},
     node::{self, Directory, Handle, NodeOptions, Peer, Running, Tuning},
     observe::Metrics,
+    pb::discovery::v1::RegisterRequest,
     raft::Membership,
     server::{
         Addresses, Error, ValidConfig,
@@ -109,13 +110,14 @@ impl Server {
             |ending| RequestLayer::new(metrics.clone(), ending, config.slow_request, spans.clone());
         let limits = (config.limits, config.connections);
         let parts = (layer, spans.clone(), metrics.clone(), lab);
-        Ok(Self::serve(bound, running, transport, parts, certificates, limits).await)
+        let registration = registration(&handle, addresses, config.zone, config.weight);
+        let sides = (running, transport, registration);
+        Ok(Self::serve(bound, sides, parts, certificates, limits).await)
     }
 
     async fn serve(
         bound: Bound,
-        running: Running,
-        transport: Arc<PeerTransport>,
+        (running, transport, registration): (Running, Arc<PeerTransport>, Registration),
         (layer, spans, metrics, lab): (
             impl FnOnce(Ending) -> RequestLayer,
             Spans,
@@ -159,7 +161,6 @@ impl Server {
         let health = Health::new(handle.clone());
         let pages = axum::serve(bound.admin, admin::router(health.clone()))
             .with_graceful_shutdown(ended.clone().cancelled_owned());
-        let registration = registration(&handle, bound.addresses);
         let mut tasks = vec![
             tokio::spawn(side.health.follow(handle.watch_status(), leaving.clone())),
             tokio::spawn(side.leader.follow(handle.clone())),
@@ -334,13 +335,16 @@ fn directory(config: &ValidConfig, data: &DataDir, addresses: Addresses) -> Dire
     )
 }
 
-fn registration(handle: &Handle, addresses: Addresses) -> Registration {
+fn registration(handle: &Handle, addresses: Addresses, zone: String, weight: u32) -> Registration {
     let directory = handle.directory();
     let metadata = [
         ("peer_address", directory.peer_address.clone()),
         ("admin_address", addresses.admin.to_string()),
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
     ];
-    let metadata = metadata.map(|(key, value)| (key.to_owned(), value));
-    Registration::new(handle.clone(), directory.client_address.clone(), metadata.into())
+    let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into();
+    let address = directory.client_address.clone();
+    let instance =
+        RegisterRequest { address, zone, weight, metadata, ..RegisterRequest::default() };
+    Registration::new(handle.clone(), instance)
 }

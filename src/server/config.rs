@@ -43,6 +43,10 @@ pub struct Config {
     /// The address that peers are told: `HOST:PORT`; empty is this node's entry in
     /// `initial_cluster`, else the one listened on.
     pub peer_advertise: String,
+    /// The zone that clients are told it runs in; empty is none.
+    pub zone: String,
+    /// Its share of the calls that clients balance by weight: 1 to 65,535.
+    pub weight: u32,
     /// Lets an empty data directory found a cluster.
     pub bootstrap: bool,
     /// The members and their peer addresses: `1=HOST:PORT,2=HOST:PORT`.
@@ -131,6 +135,8 @@ impl Default for Config {
             admin_listen: "127.0.0.1:7421".to_owned(),
             advertise: String::new(),
             peer_advertise: String::new(),
+            zone: String::new(),
+            weight: 1,
             bootstrap: false,
             initial_cluster: String::new(),
             restore: PathBuf::new(),
@@ -179,6 +185,8 @@ pub struct ValidConfig {
     pub(crate) admin_listen: SocketAddr,
     pub(crate) advertise: Option<String>,
     pub(crate) peer_advertise: Option<String>,
+    pub(crate) zone: String,
+    pub(crate) weight: u32,
     pub(crate) bootstrap: bool,
     pub(crate) initial_cluster: BTreeMap<NodeId, String>,
     pub(crate) restore: Option<PathBuf>,
@@ -236,6 +244,7 @@ impl Config {
             return refuse("--data-dir", "say where this node keeps its data");
         }
         self.check_times()?;
+        self.check_registration()?;
         check_collector(&self.otlp_endpoint)?;
         let limits = self.limits()?;
         let id = NodeId::new(self.id);
@@ -277,6 +286,8 @@ impl Config {
             admin_listen,
             advertise,
             peer_advertise,
+            zone: self.zone,
+            weight: self.weight,
             bootstrap: self.bootstrap,
             initial_cluster,
             restore,
@@ -314,6 +325,17 @@ impl Config {
         if (1..1 << 20).contains(&self.snapshot_rate) {
             let why = "must be at least 1 MiB (1048576) a second, or 0 for no limit";
             return refuse("--snapshot-rate", why);
+        }
+        Ok(())
+    }
+
+    /// What the cluster would refuse later, when nobody looks.
+    fn check_registration(&self) -> Result<(), ConfigError> {
+        if self.zone.len() > 256 || self.zone.contains('\0') {
+            return refuse("--zone", "must have at most 256 bytes, none of them 0");
+        }
+        if !(1..=65_535).contains(&self.weight) {
+            return refuse("--weight", "must lie between 1 and 65535");
         }
         Ok(())
     }
@@ -554,6 +576,9 @@ mod tests {
         );
         assert!(refusal(|c| c.retained_log_bytes = 0).starts_with("--retained-log-bytes"));
         assert!(refusal(|c| c.snapshot_rate = 1_000).starts_with("--snapshot-rate"));
+        assert!(refusal(|c| c.zone = "z".repeat(257)).starts_with("--zone"));
+        assert!(refusal(|c| c.weight = 0).starts_with("--weight"));
+        assert!(refusal(|c| c.weight = 65_536).starts_with("--weight"));
         assert!(refusal(|c| c.calls_max = 0).starts_with("--calls-max"));
         assert!(refusal(|c| c.waits_max = 0).starts_with("--waits-max"));
         assert!(refusal(|c| c.streams_max = 0).starts_with("--streams-max"));

@@ -14,6 +14,8 @@ admin_listen = "127.0.0.1:0"
 bootstrap = true
 initial_cluster = "1=127.0.0.1:1,2=[::1]:2,3=host:3"
 advertise = "host:7"
+zone = "eu-1"
+weight = 2
 heartbeat_interval = "50ms"
 election_timeout_min = "300ms"
 election_timeout_max = "600ms"

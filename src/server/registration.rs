@@ -7,8 +7,6 @@
 //! The node does what any service does: it registers with a TTL and renews. It registers again when
 //! the registration is gone, and never stands in the way of serving: what fails here is tried again.
 
-use std::collections::BTreeMap;
-
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -42,14 +40,19 @@ const ATTEMPT: Duration = Duration::from_secs(4);
 #[derive(Clone, Debug)]
 pub(crate) struct Registration {
     handle: Handle,
-    address: String,
-    metadata: BTreeMap<String, String>,
+    instance: RegisterRequest,
 }
 
 impl Registration {
-    /// Registers the node at `address`, where clients reach it.
-    pub(crate) fn new(handle: Handle, address: String, metadata: BTreeMap<String, String>) -> Self {
-        Self { handle, address, metadata }
+    /// Registers the node with what `instance` says of it: address, zone, weight and metadata.
+    pub(crate) fn new(handle: Handle, instance: RegisterRequest) -> Self {
+        let instance = RegisterRequest {
+            service: SERVICE.to_owned(),
+            instance_id: format!("node-{}", handle.directory().node_id),
+            ttl: Some(prost_types::Duration { seconds: TTL.as_secs().cast_signed(), nanos: 0 }),
+            ..instance
+        };
+        Self { handle, instance }
     }
 
     /// Registers and renews until `stop`.
@@ -83,14 +86,7 @@ impl Registration {
     }
 
     async fn register(&self) -> Result<SessionId, Refusal> {
-        let request = RegisterRequest {
-            service: SERVICE.to_owned(),
-            instance_id: self.instance_id(),
-            address: self.address.clone(),
-            metadata: self.metadata.clone(),
-            ttl: Some(prost_types::Duration { seconds: TTL.as_secs().cast_signed(), nanos: 0 }),
-            ..RegisterRequest::default()
-        };
+        let request = self.instance.clone();
         let deadline = Instant::now() + ATTEMPT;
         let outcome = self.handle.propose(Op::Register(request), Some(deadline)).await?;
         match outcome.result {
@@ -141,6 +137,6 @@ impl Registration {
     }
 
     fn instance_id(&self) -> String {
-        format!("node-{}", self.handle.directory().node_id)
+        self.instance.instance_id.clone()
     }
 }

@@ -31,6 +31,10 @@ pub struct Settings {
     pub advertise: Option<String>,
     /// [`Config::peer_advertise`].
     pub peer_advertise: Option<String>,
+    /// [`Config::zone`].
+    pub zone: Option<String>,
+    /// [`Config::weight`].
+    pub weight: Option<u32>,
     /// [`Config::bootstrap`].
     pub bootstrap: Option<bool>,
     /// [`Config::initial_cluster`].
@@ -147,7 +151,7 @@ impl Settings {
     pub fn over(self, lower: Self) -> Self {
         let upper = self;
         first!(upper, lower; id, data_dir, listen, peer_listen, admin_listen, advertise,
-            peer_advertise, bootstrap, initial_cluster, restore, insecure_listen, log_format,
+            peer_advertise, zone, weight, bootstrap, initial_cluster, restore, insecure_listen, log_format,
             log_level, stop_on_stdin_close, heartbeat_interval, election_timeout_min,
             election_timeout_max, retained_log_bytes, min_free_disk, snapshot_rate, slow_request,
             otlp_endpoint, calls_max, waits_max, streams_max, tls_cert, tls_key, tls_client_ca,
@@ -161,7 +165,7 @@ impl Settings {
     pub fn over_defaults(self) -> Config {
         let (settings, defaults) = (self, Config::default());
         fill!(settings, defaults; id, data_dir, listen, peer_listen, admin_listen, advertise,
-            peer_advertise, bootstrap, initial_cluster, restore, insecure_listen, log_format,
+            peer_advertise, zone, weight, bootstrap, initial_cluster, restore, insecure_listen, log_format,
             log_level, stop_on_stdin_close, heartbeat_interval, election_timeout_min,
             election_timeout_max, retained_log_bytes, min_free_disk, snapshot_rate, slow_request,
             otlp_endpoint, calls_max, waits_max, streams_max, tls_cert, tls_key, tls_client_ca,

@@ -101,6 +101,15 @@ async fn a_node_says_that_it_drains_before_it_goes_and_deregisters_last() {
 }
 
 #[tokio::test]
+async fn a_node_registers_with_its_zone_and_weight() {
+    let cluster = Cluster::builder(1).settings("zone = \"eu-1\"\nweight = 7\n").start().await;
+    let client = cluster.client();
+    let there = async || registered(&client, 1).await;
+    let node = eventually("the node to be registered", there).await;
+    assert_eq!((node.zone.as_str(), node.weight), ("eu-1", 7));
+}
+
+#[tokio::test]
 async fn a_node_that_moves_replaces_its_registration_while_the_old_one_still_lives() {
     let mut cluster = Cluster::start(3).await;
     all_registered(&cluster).await;
