@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, error::Error as _};
 use tonic::{Code, ConnectError, Status, TimeoutExpired};
 use tonic_types::StatusExt as _;
 
-use crate::{net::Fault, types::Duration};
+use crate::{client::balance::NotSent, net::Fault, types::Duration};
 
 /// A call that failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -90,6 +90,11 @@ impl Error {
     /// A malformed request, found before it was sent.
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
         Self::new(Code::InvalidArgument, message.into(), Standing::Refused)
+    }
+
+    /// Nobody said where the endpoints are.
+    pub(crate) fn unresolved(message: String) -> Self {
+        Self::new(Code::Unavailable, message, Standing::NotProposed)
     }
 
     /// A stream that ended without a status.
@@ -196,7 +201,7 @@ fn code(status: &Status) -> Code {
 /// A status with a source was made on this side of the wire: the connection failed.
 fn standing(status: &Status, reason: Option<&str>) -> Standing {
     if status.source().is_some() {
-        let never_left = caused_by::<ConnectError>(status);
+        let never_left = caused_by::<ConnectError>(status) || caused_by::<NotSent>(status);
         return if never_left { Standing::NotProposed } else { Standing::Unknown };
     }
     match (status.code(), reason) {

@@ -19,6 +19,7 @@
 //! ```
 
 mod backup;
+pub mod balance;
 mod builder;
 mod call;
 mod cluster;

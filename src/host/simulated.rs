@@ -126,6 +126,14 @@ pub enum TcpStream {
 }
 
 impl TcpStream {
+    pub(crate) async fn connect((host, port): (&str, u16)) -> io::Result<Self> {
+        if is_on() {
+            turmoil::net::TcpStream::connect((host, port)).await.map(Self::Simulated)
+        } else {
+            tokio::net::TcpStream::connect((host, port)).await.map(Self::Real)
+        }
+    }
+
     pub(crate) fn set_nodelay(&self, nodelay: bool) -> io::Result<()> {
         match self {
             Self::Real(tcp) => tcp.set_nodelay(nodelay),

@@ -3,6 +3,10 @@
 //! A shipped build has tokio's sockets and tonic's own connector here. The build of the unit tests
 //! has sockets that are tokio's too, or those of a simulated network where a simulation runs.
 
+use std::io;
+
+use http::uri::Authority;
+use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint, Error};
 
 #[cfg(test)]
@@ -30,4 +34,16 @@ pub fn connect_lazy(endpoint: &Endpoint) -> Channel {
         return endpoint.connect_with_connector_lazy(crate::host::simulated::connector());
     }
     endpoint.connect_lazy()
+}
+
+/// Opens a connection to `host:port`, to the first address of the host that takes it.
+///
+/// # Errors
+/// Where the host is not found or none of its addresses takes the connection.
+pub async fn dial(authority: &Authority) -> io::Result<TokioIo<TcpStream>> {
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+    let port = authority.port_u16().ok_or(io::ErrorKind::InvalidInput)?;
+    let tcp = TcpStream::connect((host, port)).await?;
+    tcp.set_nodelay(true)?;
+    Ok(TokioIo::new(tcp))
 }

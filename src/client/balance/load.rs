@@ -1,0 +1,197 @@
+//! What is known of an endpoint from the calls that it was given: counted by those who call, without
+//! a lock, and read by the policies.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, AtomicU64, Ordering},
+};
+
+use tokio::sync::Notify;
+
+#[cfg(test)]
+use crate::resilience::outlier::{self, Detector};
+use crate::{
+    resilience::{
+        ewma::{self, PeakEwma, SuccessRate},
+        outlier::Tally,
+    },
+    types::{Duration, Instant},
+};
+
+/// The upper bounds of the latency histogram's buckets.
+pub(super) const LATENCY_BOUNDS: [Duration; 12] = [
+    Duration::from_micros(250),
+    Duration::from_micros(500),
+    Duration::from_millis(1),
+    Duration::from_micros(2_500),
+    Duration::from_millis(5),
+    Duration::from_millis(10),
+    Duration::from_millis(25),
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(250),
+    Duration::from_secs(1),
+    Duration::from_secs(5),
+];
+
+/// The time since the balancer began, as its parts know it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Clock(tokio::time::Instant);
+
+impl Clock {
+    pub(super) fn start() -> Self {
+        Self(tokio::time::Instant::now())
+    }
+
+    pub(super) fn now(self) -> Instant {
+        Instant::ZERO.after(self.0.elapsed())
+    }
+
+    pub(super) fn at(self, instant: Instant) -> tokio::time::Instant {
+        self.0 + instant.since(Instant::ZERO)
+    }
+}
+
+/// Counters of one endpoint.
+#[derive(Debug)]
+pub struct Load {
+    in_flight: AtomicU32,
+    picks: AtomicU64,
+    successes: AtomicU64,
+    failures: AtomicU64,
+    latency: PeakEwma,
+    success_rate: SuccessRate,
+    latency_buckets: [AtomicU64; LATENCY_BOUNDS.len() + 1],
+    latency_sum_micros: AtomicU64,
+    pub(super) tally: Arc<Tally>,
+    /// Told when an endpoint's failures in a row call for a look.
+    suspicion: Arc<Notify>,
+}
+
+impl Load {
+    pub(super) fn new(tally: Arc<Tally>, suspicion: Arc<Notify>, now: Instant) -> Self {
+        Self {
+            in_flight: AtomicU32::new(0),
+            picks: AtomicU64::new(0),
+            successes: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            latency: PeakEwma::new(ewma::ValidConfig::default(), now),
+            success_rate: SuccessRate::new(ewma::ValidConfig::default(), now),
+            latency_buckets: Default::default(),
+            latency_sum_micros: AtomicU64::new(0),
+            tally,
+            suspicion,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_nobody() -> Self {
+        let mut detector =
+            Detector::new(outlier::Config::off().validate().expect("it is off"), Instant::ZERO);
+        Self::new(detector.insert(()), Arc::default(), Instant::ZERO)
+    }
+
+    /// How many calls are under way.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// How many calls it was given.
+    #[must_use]
+    pub fn picks(&self) -> u64 {
+        self.picks.load(Ordering::Relaxed)
+    }
+
+    /// How many calls it answered, refusals included.
+    #[must_use]
+    pub fn successes(&self) -> u64 {
+        self.successes.load(Ordering::Relaxed)
+    }
+
+    /// How many calls it failed: with a code that says that it does not work, or without a word.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// Its latency to the first byte of an answer: a moving average that takes peaks at once, and
+    /// failures as slow answers.
+    #[must_use]
+    pub fn latency(&self, now: Instant) -> Duration {
+        self.latency.cost(now)
+    }
+
+    /// The share of its latest calls that it answered, from 0 to 1.
+    #[must_use]
+    pub fn success_rate(&self, now: Instant) -> f64 {
+        self.success_rate.rate(now)
+    }
+
+    /// How many answers took no longer than each of the bounds, and their sum.
+    pub(super) fn latencies(&self) -> ([u64; LATENCY_BOUNDS.len() + 1], Duration) {
+        let buckets = std::array::from_fn(|at| self.latency_buckets[at].load(Ordering::Relaxed));
+        (buckets, Duration::from_micros(self.latency_sum_micros.load(Ordering::Relaxed)))
+    }
+
+    fn answered(&self, took: Duration) {
+        let bucket = LATENCY_BOUNDS.iter().position(|bound| took <= *bound);
+        let bucket = bucket.unwrap_or(LATENCY_BOUNDS.len());
+        self.latency_buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.latency_sum_micros.fetch_add(micros, Ordering::Relaxed);
+    }
+}
+
+/// A call under way. Dropping it without an end is a cancellation, which says nothing about the
+/// endpoint.
+#[derive(Debug)]
+pub(super) struct Call {
+    load: Arc<Load>,
+    clock: Clock,
+    started: Instant,
+    /// Whether the answer has begun.
+    answered: bool,
+}
+
+/// What an answer that failed counts as, at least: failing fast must not look like being fast.
+const FAILURE_COSTS: Duration = Duration::from_secs(5);
+
+impl Call {
+    pub(super) fn start(load: Arc<Load>, clock: Clock) -> Self {
+        load.in_flight.fetch_add(1, Ordering::Relaxed);
+        load.picks.fetch_add(1, Ordering::Relaxed);
+        let started = clock.now();
+        Self { load, clock, started, answered: false }
+    }
+
+    /// The answer has begun.
+    pub(super) fn answered(&mut self) {
+        let now = self.clock.now();
+        let took = now.since(self.started);
+        self.answered = true;
+        self.load.answered(took);
+        self.load.latency.observe(took, now);
+    }
+
+    /// The call is over.
+    pub(super) fn ended(self, failed: bool) {
+        let load = &self.load;
+        let now = self.clock.now();
+        let counter = if failed { &load.failures } else { &load.successes };
+        counter.fetch_add(1, Ordering::Relaxed);
+        load.success_rate.record(!failed, now);
+        if failed {
+            load.latency.observe(now.since(self.started).max(FAILURE_COSTS), now);
+        }
+        if load.tally.record(!failed) {
+            load.suspicion.notify_one();
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.load.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,54 @@
+//! A balancer for gRPC calls: a [`tower::Service`] that any tonic client can stand on.
+//!
+//! A [`Resolver`] tells endpoints, and through [`tower::discover`] the balancer's task learns what
+//! changes. It keeps one connection to each, watches its health, takes out what fails and hands the
+//! rest to a [`Policy`], whose picker is published as an immutable snapshot. Callers load that
+//! snapshot, pick and send: no lock, no queue, no task between them and the connection.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use quorate::client::balance::{Balance, PeakEwma, Static};
+//! use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+//!
+//! let endpoints = Static::parse(["127.0.0.1:50051", "127.0.0.1:50052"])?;
+//! let balance = Balance::builder().policy(PeakEwma).resolve(endpoints);
+//! let mut client = HealthClient::new(balance);
+//! client.check(HealthCheckRequest::default()).await?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod builder;
+mod connection;
+mod endpoint;
+mod health;
+mod hints;
+mod load;
+mod member;
+pub mod policy;
+mod report;
+mod resolve;
+mod service;
+mod snapshot;
+mod subchannel;
+#[cfg(test)]
+mod tests;
+mod view;
+mod worker;
+
+pub use builder::{Builder, SlowStart};
+pub use connection::{BoxError, BoxFuture, CallError, Connect, Connection, Http2};
+pub use endpoint::Endpoint;
+pub use hints::{Avoid, HashKey, Prefer, ServedBy, WaitForReady};
+pub use load::Load;
+pub use policy::{LeastRequests, PeakEwma, PickFirst, Policy, RoundRobin};
+pub use resolve::{Discovered, Dns, Registry, Resolver, Static};
+pub use service::{Balance, NotSent, Picked};
+pub use subchannel::Connectivity;
+pub use view::{EndpointView, View};
+
+use tonic::Status;
+
+fn deadline_exceeded() -> Status {
+    Status::deadline_exceeded("the call's deadline passed")
+}

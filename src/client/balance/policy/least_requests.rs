@@ -1,0 +1,46 @@
+//! The one of two at random that has less to do.
+
+use std::sync::Arc;
+
+use super::{Asked, Backend, Candidates, Picker, Policy};
+use crate::types::Instant;
+
+/// Looks at two endpoints at random and takes the one with fewer calls in flight. (Mitzenmacher:
+/// "The Power of Two Choices in Randomized Load Balancing", 2001; gRFC A48.)
+///
+/// Who fails fast never has much in flight. So what is in flight is divided by the share of calls
+/// that an endpoint answered lately: one that fails half of them looks twice as busy or more.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LeastRequests;
+
+impl Policy for LeastRequests {
+    fn name(&self) -> &'static str {
+        "least_requests"
+    }
+
+    fn picker(&self, _: &Candidates<'_>) -> Box<dyn Picker> {
+        Box::new(Two)
+    }
+}
+
+/// Below this nothing is gained by looking busier.
+const RATE_MIN: f64 = 0.02;
+
+fn busyness(backend: &Backend, now: Instant) -> f64 {
+    let load = backend.load();
+    f64::from(load.in_flight() + 1) / load.success_rate(now).max(RATE_MIN)
+}
+
+#[derive(Debug)]
+struct Two;
+
+impl Picker for Two {
+    fn pick(&self, ready: &[Arc<Backend>], call: &Asked) -> usize {
+        if ready.len() < 2 {
+            return 0;
+        }
+        let (one, other) = call.two_below(ready.len());
+        let less = busyness(&ready[other], call.now) < busyness(&ready[one], call.now);
+        if less { other } else { one }
+    }
+}

@@ -1,0 +1,42 @@
+//! The one of two at random that is expected to answer sooner.
+
+use std::sync::Arc;
+
+use super::{Asked, Backend, Candidates, Picker, Policy};
+use crate::types::Instant;
+
+/// Looks at two endpoints at random and takes the one whose latency, a moving average that takes
+/// peaks at once, times what it has in flight is less. (Finagle's "Peak EWMA"; linkerd2-proxy.)
+///
+/// A failure counts as an answer that took 5 s, so that failing fast does not attract calls.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PeakEwma;
+
+impl Policy for PeakEwma {
+    fn name(&self) -> &'static str {
+        "peak_ewma"
+    }
+
+    fn picker(&self, _: &Candidates<'_>) -> Box<dyn Picker> {
+        Box::new(Two)
+    }
+}
+
+fn cost(backend: &Backend, now: Instant) -> f64 {
+    let load = backend.load();
+    load.latency(now).as_secs_f64() * f64::from(load.in_flight() + 1)
+}
+
+#[derive(Debug)]
+struct Two;
+
+impl Picker for Two {
+    fn pick(&self, ready: &[Arc<Backend>], call: &Asked) -> usize {
+        if ready.len() < 2 {
+            return 0;
+        }
+        let (one, other) = call.two_below(ready.len());
+        let less = cost(&ready[other], call.now) < cost(&ready[one], call.now);
+        if less { other } else { one }
+    }
+}

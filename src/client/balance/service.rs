@@ -1,0 +1,413 @@
+//! The balancer as callers hold it: pick and send.
+//!
+//! A call that finds nothing to be sent to waits while connections are being made, and fails once
+//! all of them have failed; one that waits for ready goes on waiting. A request that never left
+//! goes to another endpoint. Nothing else is sent twice here.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use arc_swap::ArcSwap;
+use http::{Extensions, Request, Response};
+use tokio::{
+    sync::watch,
+    time::{Instant, Sleep, sleep_until, timeout},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Status, body::Body};
+use tower::Service;
+
+use crate::{
+    client::balance::{
+        Avoid, BoxError, BoxFuture, Builder, CallError, Connection, Connectivity, HashKey, Prefer,
+        Resolver, ServedBy, View, WaitForReady,
+        builder::Options,
+        deadline_exceeded,
+        load::{Call, Clock},
+        policy::{Asked, Backend},
+        report::{Reported, code_in, is_failure},
+        snapshot::{Snapshot, mix},
+    },
+    types::Duration,
+};
+
+/// How often a request that never left is given to another endpoint.
+const TRANSPARENT_RETRIES_MAX: u32 = 8;
+
+/// How long a connection that takes nothing may look as if it stood.
+const STALE_LIMIT: Duration = Duration::from_secs(1);
+
+/// The request certainly never left: the source of statuses that say so.
+#[derive(Clone, Debug)]
+pub struct NotSent {
+    message: Arc<str>,
+    cause: Option<Arc<BoxError>>,
+}
+
+impl NotSent {
+    fn status(message: Arc<str>, cause: Option<Arc<BoxError>>) -> Status {
+        let mut status = Status::unavailable(message.to_string());
+        status.set_source(Arc::new(Self { message, cause }));
+        status
+    }
+}
+
+impl fmt::Display for NotSent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for NotSent {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.cause.as_ref().map(|cause| &***cause as &(dyn std::error::Error + 'static))
+    }
+}
+
+/// What the callers and the balancer's task share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) options: Options,
+    pub(super) clock: Clock,
+    /// What callers see. The sender tells those who wait that another one took its place.
+    pub(super) snapshot: ArcSwap<Snapshot>,
+    pub(super) published: watch::Sender<()>,
+    /// Ends the task.
+    pub(super) stop: CancellationToken,
+    tickets: AtomicU64,
+}
+
+impl Shared {
+    pub(super) fn new(options: Options) -> Self {
+        Self {
+            tickets: AtomicU64::new(options.seed),
+            options,
+            clock: Clock::start(),
+            snapshot: ArcSwap::from_pointee(Snapshot::empty()),
+            published: watch::Sender::new(()),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    pub(super) fn publish(&self, snapshot: Snapshot) {
+        self.snapshot.store(Arc::new(snapshot));
+        self.published.send_replace(());
+    }
+
+    fn asked(&self, hints: &Extensions) -> Asked {
+        Asked {
+            key: hints.get::<HashKey>().map(|key| key.0),
+            chance: mix(self.tickets.fetch_add(1, Ordering::Relaxed)),
+            now: self.clock.now(),
+        }
+    }
+
+    /// Chooses among what can be called now.
+    fn choose(&self, hints: &Extensions) -> Option<Picked> {
+        let snapshot = self.snapshot.load();
+        let place = self.place(&snapshot, hints)?;
+        Some(Picked {
+            backend: Arc::clone(&snapshot.ready[place]),
+            connection: Arc::clone(&snapshot.connections[place]),
+            clock: self.clock,
+        })
+    }
+
+    fn place(&self, snapshot: &Snapshot, hints: &Extensions) -> Option<usize> {
+        if let Some(Prefer(address)) = hints.get() {
+            let at = |backend: &Arc<Backend>| backend.endpoint().address() == &**address;
+            if let Some(place) = snapshot.ready.iter().position(at) {
+                return Some(place);
+            }
+        }
+        let asked = self.asked(hints);
+        let avoided = hints.get::<Avoid>().map(|avoid| avoid.0.as_slice()).unwrap_or_default();
+        let slow_start = self.options.slow_start.filter(|_| self.options.policy.warms_up());
+        snapshot.pick(asked, |backend, chance| {
+            let address = backend.endpoint().address();
+            if avoided.iter().any(|avoided| **avoided == *address) {
+                return false;
+            }
+            slow_start.is_none_or(|slow| {
+                let share = slow.share(backend.ready_for(asked.now));
+                // The lower half: the upper one chose.
+                share >= 1.0 || ((chance & 0xffff_ffff) as f64) < share * f64::from(u32::MAX)
+            })
+        })
+    }
+
+    /// Chooses, and waits until there is something to choose where it is to.
+    async fn choose_or_wait(&self, hints: &Extensions) -> Result<Picked, Status> {
+        if let Some(picked) = self.choose(hints) {
+            return Ok(picked);
+        }
+        let waits = hints.get::<WaitForReady>().map_or(self.options.wait_for_ready, |w| w.0);
+        let mut published = self.published.subscribe();
+        loop {
+            published.mark_unchanged();
+            if let Some(picked) = self.choose(hints) {
+                return Ok(picked);
+            }
+            let failed = {
+                let snapshot = self.snapshot.load();
+                let over = snapshot.state == Connectivity::Shutdown;
+                let fails = snapshot.state == Connectivity::TransientFailure && !waits;
+                (over || fails).then(|| snapshot.failure.clone())
+            };
+            if let Some(failure) = failed {
+                let (message, cause) =
+                    failure.unwrap_or_else(|| ("no endpoint can be called".into(), None));
+                return Err(NotSent::status(message, cause));
+            }
+            if published.changed().await.is_err() {
+                return Err(NotSent::status("the balancer has ended".into(), None));
+            }
+        }
+    }
+}
+
+/// A balancer. Cheap to clone; clones share their connections, which are closed when the last one
+/// is dropped.
+///
+/// It is a [`tower::Service`] of gRPC requests: hand it to a client that tonic generated. Put
+/// [`HashKey`], [`WaitForReady`], [`Prefer`] or [`Avoid`] into the extensions of a request where that call
+/// wants something of its own; a response's extensions hold [`ServedBy`]. The deadline in
+/// `grpc-timeout` is kept on this side as well, and answered with DEADLINE_EXCEEDED.
+///
+/// Dropping the future of a call cancels it at the endpoint.
+#[derive(Clone, Debug)]
+pub struct Balance {
+    shared: Arc<Shared>,
+    _stop: Arc<DropGuard>,
+}
+
+impl Balance {
+    /// Starts to build one.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// A balancer with every default over what a resolver tells. Must be called inside a tokio
+    /// runtime.
+    #[must_use]
+    pub fn over(resolver: impl Resolver) -> Self {
+        Self::builder().resolve(resolver)
+    }
+
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let stop = Arc::new(shared.stop.clone().drop_guard());
+        Self { shared, _stop: stop }
+    }
+
+    /// Chooses an endpoint for one call; what it returns sends that call and no other. `hints` as in
+    /// a request's extensions. Waits as a call does. Cancel-safe.
+    ///
+    /// # Errors
+    /// UNAVAILABLE with [`NotSent`] as its source where nothing can be called.
+    pub async fn pick(&self, hints: &Extensions) -> Result<Picked, Status> {
+        self.shared.choose_or_wait(hints).await
+    }
+
+    /// Chooses an endpoint among those that can be called now, without waiting: what a call does
+    /// first. `None` where there is none.
+    #[must_use]
+    pub fn try_pick(&self, hints: &Extensions) -> Option<Picked> {
+        self.shared.choose(hints)
+    }
+
+    /// The state of all endpoints together.
+    #[must_use]
+    pub fn connectivity(&self) -> Connectivity {
+        self.shared.snapshot.load().state
+    }
+
+    /// Waits until an endpoint can be called. Cancel-safe.
+    ///
+    /// # Errors
+    /// UNAVAILABLE where all endpoints have failed.
+    pub async fn ready(&self) -> Result<(), Status> {
+        self.pick(&Extensions::new()).await.map(drop)
+    }
+
+    /// How things stand, for people and support: `Debug` and JSON.
+    #[must_use]
+    pub fn view(&self) -> View {
+        let snapshot = self.shared.snapshot.load();
+        View::of(&self.shared.options, &snapshot, self.shared.clock.now())
+    }
+}
+
+impl Service<Request<Body>> for Balance {
+    type Response = Response<Body>;
+    type Error = Status;
+    type Future = BoxFuture<Result<Response<Body>, Status>>;
+
+    /// Always ready: a call waits for an endpoint itself, where it is to.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move {
+            let deadline = deadline_of(&request);
+            let answer = send(&shared, request);
+            let Some(deadline) = deadline else { return answer.await?.finish(None) };
+            let mut timer = Box::pin(sleep_until(deadline));
+            let answered = tokio::select! {
+                biased;
+                answered = answer => answered?,
+                () = &mut timer => return Err(deadline_exceeded()),
+            };
+            answered.finish(Some(timer))
+        })
+    }
+}
+
+/// Sends a request, and again to another endpoint while it never left.
+async fn send(shared: &Shared, mut request: Request<Body>) -> Result<Answered, Status> {
+    let mut retries = 0;
+    let mut published = shared.published.subscribe();
+    loop {
+        published.mark_unchanged();
+        let picked = shared.choose_or_wait(request.extensions()).await?;
+        let (again, error) = match picked.send(request).await {
+            Ok(answered) => return Ok(answered),
+            Err(CallError::Broken(error)) => return Err(Status::from_error(error)),
+            Err(CallError::NotSent(again, error)) => (again, error),
+        };
+        retries += 1;
+        request = *again;
+        let hints = request.extensions_mut();
+        let mut avoid = hints.remove::<Avoid>().unwrap_or_default();
+        let is_second = avoid.0.iter().any(|avoided| **avoided == *picked.address());
+        // There was no other choice: its end is about to be seen, and then there may be one.
+        let stuck = is_second && timeout(STALE_LIMIT, published.changed()).await.is_err();
+        if stuck || retries > TRANSPARENT_RETRIES_MAX {
+            let message = format!("{}: {error}", picked.address());
+            return Err(NotSent::status(message.into(), Some(Arc::new(error))));
+        }
+        avoid.0.push(picked.address().into());
+        hints.insert(avoid);
+        hints.remove::<Prefer>();
+    }
+}
+
+/// An endpoint that was chosen for a call.
+#[derive(Clone)]
+#[must_use]
+pub struct Picked {
+    backend: Arc<Backend>,
+    connection: Arc<dyn Connection>,
+    clock: Clock,
+}
+
+impl Picked {
+    /// The endpoint's address, as `host:port`.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        self.backend.endpoint().address()
+    }
+
+    /// The endpoint and its counters.
+    #[must_use]
+    pub fn backend(&self) -> &Backend {
+        &self.backend
+    }
+
+    async fn send(&self, request: Request<Body>) -> Result<Answered, CallError> {
+        let mut call = Call::start(Arc::clone(self.backend.shared_load()), self.clock);
+        match self.connection.call(request).await {
+            Ok(mut response) => {
+                call.answered();
+                let endpoint = self.backend.endpoint();
+                response.extensions_mut().insert(ServedBy {
+                    id: Arc::clone(endpoint.shared_id()),
+                    address: Arc::clone(endpoint.shared_address()),
+                });
+                Ok(Answered { response, call })
+            }
+            // It says nothing of the endpoint but that its connection is gone.
+            Err(not_sent @ CallError::NotSent(..)) => Err(not_sent),
+            Err(broken) => {
+                call.ended(true);
+                Err(broken)
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Picked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Picked").field("endpoint", self.backend.endpoint()).finish_non_exhaustive()
+    }
+}
+
+impl Service<Request<Body>> for Picked {
+    type Response = Response<Body>;
+    type Error = Status;
+    type Future = BoxFuture<Result<Response<Body>, Status>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let picked = self.clone();
+        Box::pin(async move {
+            match picked.send(request).await {
+                Ok(answered) => answered.finish(None),
+                Err(CallError::Broken(error)) => Err(Status::from_error(error)),
+                Err(CallError::NotSent(_, error)) => {
+                    let message = format!("{}: {error}", picked.address());
+                    Err(NotSent::status(message.into(), Some(Arc::new(error))))
+                }
+            }
+        })
+    }
+}
+
+/// An answer that has begun.
+struct Answered {
+    response: Response<Body>,
+    call: Call,
+}
+
+impl Answered {
+    fn finish(self, deadline: Option<Pin<Box<Sleep>>>) -> Result<Response<Body>, Status> {
+        let Self { response, call } = self;
+        if let Some(code) = code_in(response.headers()) {
+            call.ended(is_failure(code));
+            return Ok(response);
+        }
+        Ok(response.map(|body| Body::new(Reported::new(body, call, deadline))))
+    }
+}
+
+/// The deadline that `grpc-timeout` asks for, counted from now.
+fn deadline_of(request: &Request<Body>) -> Option<Instant> {
+    let text = request.headers().get("grpc-timeout")?.to_str().ok()?;
+    let (unit_at, unit) = text.char_indices().last()?;
+    let digits = &text[..unit_at];
+    if digits.is_empty() || digits.len() > 8 {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    let span = match unit {
+        'H' => Duration::from_secs(count * 3_600),
+        'M' => Duration::from_secs(count * 60),
+        'S' => Duration::from_secs(count),
+        'm' => Duration::from_millis(count),
+        'u' => Duration::from_micros(count),
+        'n' => Duration::from_nanos(count),
+        _ => return None,
+    };
+    Instant::now().checked_add(span)
+}
