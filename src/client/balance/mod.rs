@@ -25,6 +25,7 @@ mod health;
 mod hints;
 mod load;
 mod member;
+mod metrics;
 pub mod policy;
 mod report;
 mod resolve;
@@ -41,6 +42,7 @@ pub use connection::{BoxError, BoxFuture, CallError, Connect, Connection, Http2}
 pub use endpoint::Endpoint;
 pub use hints::{Avoid, HashKey, Prefer, ServedBy, WaitForReady};
 pub use load::Load;
+pub use metrics::Metrics;
 pub use policy::{LeastRequests, PeakEwma, PickFirst, Policy, RoundRobin};
 pub use resolve::{Discovered, Dns, Registry, Resolver, Static};
 pub use service::{Balance, NotSent, Picked};

@@ -236,6 +236,10 @@ impl Balance {
         self.pick(&Extensions::new()).await.map(drop)
     }
 
+    pub(super) fn snapshot(&self) -> Arc<Snapshot> {
+        self.shared.snapshot.load_full()
+    }
+
     /// How things stand, for people and support: `Debug` and JSON.
     #[must_use]
     pub fn view(&self) -> View {

@@ -35,6 +35,12 @@ pub enum Connectivity {
     Shutdown,
 }
 
+impl Connectivity {
+    /// The states of what is not over.
+    pub(super) const LIVING: [Self; 4] =
+        [Self::Idle, Self::Connecting, Self::Ready, Self::TransientFailure];
+}
+
 impl fmt::Display for Connectivity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

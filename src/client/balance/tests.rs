@@ -263,6 +263,30 @@ async fn dropping_the_last_clone_closes_the_connections() {
     fleet.until_disconnected(1).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_metrics_tell_each_endpoint() {
+    let fleet = Fleet::of(2);
+    let balance = round_robin(&fleet);
+    fleet.until_view(&balance, |view| view.endpoints.iter().all(|e| e.state == "READY")).await;
+    fleet.change(1, |nature| nature.code = Code::Internal);
+    for _ in 0..4 {
+        let _ = fleet.call(&balance).await;
+    }
+    let mut registry = prometheus_client::registry::Registry::default();
+    registry.register_collector(Box::new(balance.metrics("it")));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).expect("a string takes it");
+    for row in [
+        "quorate_client_picks_total{target=\"it\",endpoint=\"n0:1\"} 2",
+        "quorate_client_calls_total{target=\"it\",endpoint=\"n1:1\",result=\"failed\"} 2",
+        "quorate_client_endpoint_state{target=\"it\",endpoint=\"n1:1\",state=\"READY\"} 1",
+        "quorate_client_latency_seconds_count{target=\"it\",endpoint=\"n0:1\"} 2",
+        "quorate_client_ejected{target=\"it\",endpoint=\"n0:1\"} 0",
+    ] {
+        assert!(text.contains(row), "{row} is not in\n{text}");
+    }
+}
+
 #[test]
 fn a_nature_is_healthy_unless_said_otherwise() {
     assert_eq!(Nature::default().code, Code::Ok);

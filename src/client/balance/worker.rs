@@ -44,6 +44,9 @@ struct Told {
     event: Event,
 }
 
+/// What discovery tells: a change, or why there is none.
+type Heard<D> = Result<Change<<D as Discover>::Key, Endpoint>, <D as Discover>::Error>;
+
 pub(super) struct Worker<D> {
     shared: Arc<Shared>,
     /// None once it has ended: what it told last stays.
@@ -124,7 +127,7 @@ where
     }
 
     /// Takes in a change, and all that are there with it.
-    async fn take_changes(&mut self, first: Option<Result<Change<D::Key, Endpoint>, D::Error>>) {
+    async fn take_changes(&mut self, first: Option<Heard<D>>) {
         let mut next = first;
         for _ in 0..CHANGES_TAKEN_MAX {
             match next {

@@ -9,7 +9,9 @@ use crate::{
         Client, Error, InstanceWatch,
         balance::{Endpoint, Resolver},
     },
-    pb::discovery::v1::{Instance, InstanceEvent, WatchRequest, instance_event::Kind},
+    pb::discovery::v1::{
+        Instance, InstanceEvent, InstanceState, WatchRequest, instance_event::Kind,
+    },
     types::Duration,
 };
 
@@ -102,6 +104,7 @@ fn endpoint_of(instance: &Instance) -> Option<Endpoint> {
         endpoint
             .with_id(&instance.instance_id)
             .in_zone(&instance.zone)
-            .with_weight(instance.weight),
+            .with_weight(instance.weight)
+            .draining(instance.state() == InstanceState::Draining),
     )
 }
