@@ -163,7 +163,7 @@ impl Server {
             .with_graceful_shutdown(ended.clone().cancelled_owned());
         let mut tasks = vec![
             tokio::spawn(side.health.follow(handle.watch_status(), leaving.clone())),
-            tokio::spawn(side.leader.follow(handle.clone())),
+            tokio::spawn(side.leader.follow(handle.watch_status(), Arc::clone(handle.directory()))),
             tokio::spawn(registration.clone().keep(leaving.clone())),
             tokio::spawn(async move {
                 if let Err(error) = pages.await {

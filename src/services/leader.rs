@@ -7,12 +7,9 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use tokio::sync::watch;
 
-use crate::{
-    node::{Directory, Handle},
-    types::NodeId,
-    wire::LEADER_KEY,
-};
+use crate::{node::Directory, pb::cluster::v1::NodeStatus, types::NodeId, wire::LEADER_KEY};
 
 const LEADER: HeaderName = HeaderName::from_static(LEADER_KEY);
 
@@ -21,13 +18,13 @@ const LEADER: HeaderName = HeaderName::from_static(LEADER_KEY);
 pub struct LeaderHint(Arc<ArcSwapOption<HeaderValue>>);
 
 impl LeaderHint {
-    /// Keeps the hint true for as long as the node runs.
-    pub async fn follow(self, node: Handle) {
-        let (mut status, mut addresses) = (node.watch_status(), node.directory().watch());
+    /// Keeps the hint true for as long as the node runs, or knows anything new.
+    pub async fn follow(self, mut status: watch::Receiver<NodeStatus>, directory: Arc<Directory>) {
+        let mut addresses = directory.watch();
         loop {
             let leader = NodeId::new(status.borrow_and_update().leader_id);
             addresses.borrow_and_update();
-            self.0.store(hint(node.directory(), leader).map(Arc::new));
+            self.0.store(hint(&directory, leader).map(Arc::new));
             tokio::select! {
                 changed = status.changed() => if changed.is_err() { return },
                 changed = addresses.changed() => if changed.is_err() { return },
@@ -54,32 +51,57 @@ mod tests {
     use super::*;
     use crate::types::Incarnation;
 
-    #[test]
-    fn the_hint_is_the_address_that_clients_reach_the_leader_at() {
+    fn directory() -> Directory {
         let disk = Incarnation::new(Uuid::nil());
         let (own, peer) = ("h1:7401".to_owned(), "h1:7411".to_owned());
-        let directory = Directory::new(
-            NodeId::new(1),
-            disk,
-            own,
-            peer,
-            None,
-            std::collections::BTreeMap::new(),
-        );
-        let address = |leader| {
-            let hint = hint(&directory, NodeId::new(leader))?;
-            Some(hint.to_str().expect("an address is text").to_owned())
+        Directory::new(NodeId::new(1), disk, own, peer, None, std::collections::BTreeMap::new())
+    }
+
+    fn moved(directory: &Directory, node: u64, address: &str) {
+        let node = NodeId::new(node);
+        directory.learn(node, |peer| address.clone_into(&mut peer.client_address));
+    }
+
+    /// Waits until answers name this address, or none.
+    async fn told(hint: &LeaderHint, address: Option<&str>) {
+        let wait = async {
+            loop {
+                let mut headers = HeaderMap::new();
+                hint.tell(&mut headers);
+                let told = headers.get(LEADER).map(|told| told.to_str().expect("text"));
+                if told == address {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
         };
-        let mut changes = directory.watch();
-        assert_eq!(address(0), None, "nobody leads");
-        assert_eq!(address(1).as_deref(), Some("h1:7401"), "itself");
-        assert_eq!(address(2), None, "not known");
-        directory.learn(NodeId::new(2), |peer| peer.client_address = "h2:7402".to_owned());
-        assert!(changes.has_changed().expect("the directory is there"));
-        changes.mark_unchanged();
-        assert_eq!(address(2).as_deref(), Some("h2:7402"));
-        directory.learn(NodeId::new(2), |peer| peer.client_address = "h2:9".to_owned());
-        assert!(changes.has_changed().expect("the directory is there"));
-        assert_eq!(address(2).as_deref(), Some("h2:9"));
+        let limit = core::time::Duration::from_secs(10);
+        tokio::time::timeout(limit, wait).await.expect("it comes about");
+    }
+
+    #[tokio::test]
+    async fn the_hint_follows_the_leader_and_its_address() {
+        let (directory, hint) = (Arc::new(directory()), LeaderHint::default());
+        let (status, changes) = watch::channel(NodeStatus::default());
+        let leads = |leader_id| {
+            status.send_replace(NodeStatus { leader_id, ..NodeStatus::default() });
+        };
+        let following = tokio::spawn(hint.clone().follow(changes, Arc::clone(&directory)));
+        told(&hint, None).await;
+        leads(1);
+        told(&hint, Some("h1:7401")).await;
+        leads(2);
+        told(&hint, None).await;
+        moved(&directory, 2, "h2:7402");
+        told(&hint, Some("h2:7402")).await;
+        moved(&directory, 2, "h2:9");
+        told(&hint, Some("h2:9")).await;
+        moved(&directory, 1, "h1:old");
+        leads(1);
+        told(&hint, Some("h1:7401")).await;
+        leads(0);
+        told(&hint, None).await;
+        drop(status);
+        following.await.expect("it ends with the node");
     }
 }
