@@ -22,7 +22,7 @@ const THREADS: usize = 2;
 /// A node that runs in this process. Dropping it kills it.
 #[derive(Debug)]
 pub(super) struct InProcess {
-    server: Option<Server>,
+    server: Option<Box<Server>>,
     runtime: Option<Runtime>,
 }
 
@@ -42,7 +42,7 @@ impl InProcess {
             let started = runtime.spawn(Server::start(config.clone())).await;
             match started.map_err(|error| format!("the start panicked: {error}"))? {
                 Ok(server) => {
-                    node.server = Some(server);
+                    node.server = Some(Box::new(server));
                     return Ok(node);
                 }
                 Err(error) if Instant::now() > give_up => return Err(error.to_string()),
