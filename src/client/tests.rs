@@ -1,5 +1,7 @@
 //! The client against a server that misbehaves on purpose: what is sent again, where, and how.
 
+mod guards;
+
 use std::{
     collections::{HashMap, VecDeque},
     net::SocketAddr,
