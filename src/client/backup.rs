@@ -49,6 +49,8 @@ impl SnapshotParts {
 
     /// The next part; `None` at the stream's end. Only a snapshot whose end part was seen is whole.
     ///
+    /// Cancel-safe.
+    ///
     /// # Errors
     /// Where the node refuses, is lost, or says nothing for a minute.
     pub async fn next(&mut self) -> Result<Option<SaveSnapshotResponse>, Error> {

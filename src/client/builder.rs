@@ -34,6 +34,19 @@ pub struct Client {
 
 impl Client {
     /// Starts to build a client.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use quorate::client::Client;
+    ///
+    /// let client = Client::builder()
+    ///     .endpoints(["127.0.0.1:7401", "127.0.0.1:7402"])
+    ///     .timeout(Duration::from_secs(2))
+    ///     .build()?;
+    /// assert_eq!(client.endpoints().len(), 2);
+    /// # Ok::<(), quorate::client::Error>(())
+    /// ```
     pub fn builder() -> Builder {
         Builder::default()
     }
@@ -44,9 +57,9 @@ impl Client {
         Self { timeout, ..self.clone() }
     }
 
-    /// The same client, over the same connections, whose unary calls are part of a trace: they carry
-    /// a W3C `traceparent`. In a build with the feature `otel`, calls made without this are part of
-    /// OpenTelemetry's current span, where there is one.
+    /// The same client, over the same connections, whose unary calls are part of a trace: they
+    /// carry a W3C `traceparent`. In a build with the feature `otel`, calls made without this are
+    /// part of OpenTelemetry's current span, where there is one.
     #[must_use]
     pub fn with_trace_parent(&self, parent: TraceParent) -> Self {
         Self { parent: Some(parent), ..self.clone() }

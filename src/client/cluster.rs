@@ -27,6 +27,8 @@ impl Cluster {
 
     /// Tells how the nodes stand. Needs no quorum.
     ///
+    /// Cancel-safe.
+    ///
     /// # Errors
     /// UNAVAILABLE or DEADLINE_EXCEEDED where no node answered.
     pub async fn status(&self, request: StatusRequest) -> Result<StatusResponse, Error> {
@@ -34,6 +36,8 @@ impl Cluster {
     }
 
     /// Hashes the state of whichever node answers: build a client of one endpoint to choose it.
+    ///
+    /// Cancel-safe.
     ///
     /// # Errors
     /// OUT_OF_RANGE for a revision that was compacted or is not applied yet.
@@ -43,6 +47,8 @@ impl Cluster {
 
     /// Streams a snapshot of the state of whichever node answers. Begun once; see
     /// [`SnapshotParts`].
+    ///
+    /// Cancel-safe.
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED where the node streams two already; UNAVAILABLE or DEADLINE_EXCEEDED
@@ -55,6 +61,8 @@ impl Cluster {
     }
 
     /// Hands leadership over. Sent again only where it was certainly not begun.
+    ///
+    /// Not cancel-safe: dropped, leadership may be handed over or not.
     ///
     /// # Errors
     /// FAILED_PRECONDITION for a target that is no voter; ABORTED where it did not take over;

@@ -24,6 +24,26 @@ use crate::{
 pub type InstanceWatch = Resuming<Reconciling<WatchRequest>>;
 
 /// The services that are registered with a cluster.
+///
+/// ```
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), quorate::client::Error> {
+/// # let cluster = quorate::testing::Cluster::start(1).await;
+/// # let client = cluster.client();
+/// use quorate::pb::discovery::v1::ResolveRequest;
+///
+/// let discovery = client.discovery();
+/// let registration = discovery.announce("web", "127.0.0.1:9000").zone("a").weight(2).await?;
+///
+/// let web = ResolveRequest { service: "web".into(), ..Default::default() };
+/// let found = discovery.resolve(web).await?.instances;
+/// assert_eq!(found[0].address, "127.0.0.1:9000");
+///
+/// registration.drain().await?; // no new calls; what is under way is finished
+/// registration.deregister().await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Discovery {
     client: Client,
@@ -34,8 +54,8 @@ impl Discovery {
         Self { client }
     }
 
-    /// Asks for an instance that stays registered until its handle goes. Await what this returns, or
-    /// say more of the instance before. `address` is `host:port`, at most 512 bytes.
+    /// Asks for an instance that stays registered until its handle goes. Await what this returns,
+    /// or say more of the instance before. `address` is `host:port`, at most 512 bytes.
     pub fn announce(
         &self,
         service: impl Into<String>,
@@ -47,7 +67,7 @@ impl Discovery {
     /// Registers an instance as [`Discovery::register`] does, and keeps it registered until its
     /// handle goes. Without TTL and session the TTL is 10 s. Must be called inside a tokio runtime.
     ///
-    /// Where the future is dropped the instance may be registered all the same, and is left to its
+    /// Not cancel-safe: dropped, the instance may be registered all the same, and is left to its
     /// TTL.
     ///
     /// # Errors
@@ -58,6 +78,8 @@ impl Discovery {
 
     /// Registers an instance, or replaces the one with the same id.
     ///
+    /// Not cancel-safe: dropped, it may take effect or not, and never twice.
+    ///
     /// # Errors
     /// INVALID_ARGUMENT for a malformed instance; DEADLINE_EXCEEDED with an unknown outcome;
     /// UNAVAILABLE where nothing was proposed.
@@ -67,6 +89,8 @@ impl Discovery {
 
     /// Prolongs an instance. Count the answer's `ttl` from before the call.
     ///
+    /// Not cancel-safe: dropped, it may take effect or not; to renew again is harmless.
+    ///
     /// # Errors
     /// NOT_FOUND where it is gone.
     pub async fn renew(&self, request: RenewRequest) -> Result<RenewResponse, Error> {
@@ -74,6 +98,8 @@ impl Discovery {
     }
 
     /// Removes an instance.
+    ///
+    /// Not cancel-safe: dropped, it may take effect or not, and never twice.
     ///
     /// # Errors
     /// NOT_FOUND where it is gone.
@@ -85,6 +111,8 @@ impl Discovery {
     }
 
     /// Says whether an instance takes new calls; nothing else of it changes.
+    ///
+    /// Not cancel-safe: dropped, it may take effect or not, and never twice.
     ///
     /// # Errors
     /// NOT_FOUND where it is gone; INVALID_ARGUMENT for a state other than serving or draining.
@@ -98,6 +126,8 @@ impl Discovery {
 
     /// Returns the instances of a service.
     ///
+    /// Cancel-safe.
+    ///
     /// # Errors
     /// UNAVAILABLE or DEADLINE_EXCEEDED where no node answered.
     pub async fn resolve(&self, request: ResolveRequest) -> Result<ResolveResponse, Error> {
@@ -105,6 +135,8 @@ impl Discovery {
     }
 
     /// Lists the services that have instances.
+    ///
+    /// Cancel-safe.
     ///
     /// # Errors
     /// As [`Discovery::resolve`].

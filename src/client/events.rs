@@ -25,6 +25,26 @@ pub type EventRead = Resuming<ReadRequest>;
 pub type EventSubscription = Resuming<SubscribeRequest>;
 
 /// The event streams of a cluster.
+///
+/// ```
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), quorate::client::Error> {
+/// # let cluster = quorate::testing::Cluster::start(1).await;
+/// # let client = cluster.client();
+/// use quorate::pb::event::v1::{AppendRequest, Event, SubscribeRequest};
+///
+/// let created = Event { r#type: "Created".into(), data: "{}".into(), ..Default::default() };
+/// let request =
+///     AppendRequest { stream: "orders".into(), events: vec![created], ..Default::default() };
+/// client.events().append(request).await?;
+///
+/// let from = SubscribeRequest { stream: "orders".into(), from: 1, ..Default::default() };
+/// let mut subscription = client.events().subscribe(from).await?;
+/// let told = subscription.next().await?.expect("a subscription has no end");
+/// assert_eq!((told.events[0].version, told.events[0].r#type.as_str()), (1, "Created"));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Events {
     client: Client,
@@ -36,6 +56,8 @@ impl Events {
     }
 
     /// Appends events, all or none.
+    ///
+    /// Not cancel-safe: dropped, it may take effect or not, and never twice.
     ///
     /// # Errors
     /// ABORTED where the stream is not as expected; ALREADY_EXISTS where some of the ids are in it
@@ -54,6 +76,8 @@ impl Events {
     /// is fixed before this returns, so that what is appended afterwards is delivered, whatever
     /// becomes of the connection.
     ///
+    /// Cancel-safe.
+    ///
     /// # Errors
     /// With `from_end` only: where no node answered in time.
     pub async fn subscribe(
@@ -69,6 +93,8 @@ impl Events {
 
     /// Lists one page of the streams.
     ///
+    /// Cancel-safe.
+    ///
     /// # Errors
     /// UNAVAILABLE or DEADLINE_EXCEEDED where no node answered.
     pub async fn list_streams(
@@ -80,6 +106,8 @@ impl Events {
 
     /// Describes a stream, with its limits; a deleted one too.
     ///
+    /// Cancel-safe.
+    ///
     /// # Errors
     /// NOT_FOUND where it never was; UNAVAILABLE or DEADLINE_EXCEEDED where no node answered.
     pub async fn describe_stream(
@@ -90,6 +118,8 @@ impl Events {
     }
 
     /// Sets how much a stream keeps; a limit that is not set stays as it is, 0 takes it away.
+    ///
+    /// Not cancel-safe: dropped, it may take effect or not, and never twice.
     ///
     /// # Errors
     /// INVALID_ARGUMENT where nothing is set; DEADLINE_EXCEEDED with an unknown outcome;
@@ -104,6 +134,8 @@ impl Events {
 
     /// Lets go of a stream's events before a place.
     ///
+    /// Not cancel-safe: dropped, it may take effect or not, and never twice.
+    ///
     /// # Errors
     /// NOT_FOUND where it does not exist; OUT_OF_RANGE where the place lies behind its next event;
     /// DEADLINE_EXCEEDED with an unknown outcome; UNAVAILABLE where nothing was proposed.
@@ -115,6 +147,8 @@ impl Events {
     }
 
     /// Lets go of all events of a stream, and of its limits.
+    ///
+    /// Not cancel-safe: dropped, it may take effect or not, and never twice.
     ///
     /// # Errors
     /// NOT_FOUND where it does not exist; ABORTED where it is not as expected; DEADLINE_EXCEEDED

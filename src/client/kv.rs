@@ -21,6 +21,36 @@ use crate::{
 pub type KvWatch = Resuming<WatchRequest>;
 
 /// The revisioned keyspace of a cluster.
+///
+/// ```
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), quorate::client::Error> {
+/// # let cluster = quorate::testing::Cluster::start(1).await;
+/// # let client = cluster.client();
+/// use quorate::{
+///     client::prefix_end,
+///     pb::kv::v1::{PutRequest, RangeRequest, WatchRequest},
+/// };
+///
+/// let kv = client.kv();
+/// let revision = kv.set("jobs/1", "compress").await?;
+/// kv.put(PutRequest { key: "jobs/2".into(), value: "send".into(), ..Default::default() }).await?;
+///
+/// let (key, range_end) = ("jobs/".into(), prefix_end(b"jobs/"));
+/// let jobs = kv.range(RangeRequest { key, range_end, ..Default::default() }).await?;
+/// assert_eq!(jobs.kvs.len(), 2);
+///
+/// // A watch from an earlier revision on tells everything since, and then what happens.
+/// let (key, range_end) = ("jobs/".into(), prefix_end(b"jobs/"));
+/// let from = WatchRequest { key, range_end, start_revision: revision, ..Default::default() };
+/// let mut watch = kv.watch(from);
+/// let mut told = 0;
+/// while told < 2 {
+///     told += watch.next().await?.expect("a watch has no end").events.len();
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Kv {
     client: Client,
@@ -33,6 +63,8 @@ impl Kv {
 
     /// Reads one key; linearizable. An absent key is `None`.
     ///
+    /// Cancel-safe.
+    ///
     /// # Errors
     /// As [`Kv::range`].
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<KeyValue>, Error> {
@@ -41,6 +73,8 @@ impl Kv {
     }
 
     /// Writes one key and returns the revision of the write.
+    ///
+    /// Not cancel-safe: dropped, it may take effect or not, and never twice.
     ///
     /// # Errors
     /// As [`Kv::put`].
@@ -51,6 +85,8 @@ impl Kv {
 
     /// Deletes one key and returns whether it was there.
     ///
+    /// Not cancel-safe: dropped, it may take effect or not, and never twice.
+    ///
     /// # Errors
     /// As [`Kv::delete_range`].
     pub async fn remove(&self, key: impl Into<Bytes>) -> Result<bool, Error> {
@@ -60,6 +96,8 @@ impl Kv {
 
     /// Reads a key or a range.
     ///
+    /// Cancel-safe.
+    ///
     /// # Errors
     /// OUT_OF_RANGE at a revision that was compacted or lies in the future; DEADLINE_EXCEEDED;
     /// UNAVAILABLE where no node took the request in time.
@@ -68,6 +106,8 @@ impl Kv {
     }
 
     /// Writes one key.
+    ///
+    /// Not cancel-safe: dropped, it may take effect or not, and never twice.
     ///
     /// # Errors
     /// FAILED_PRECONDITION where `require_lock` is not held; NOT_FOUND for a session that is gone;
@@ -91,6 +131,8 @@ impl Kv {
 
     /// Deletes a key or a range.
     ///
+    /// Not cancel-safe: dropped, it may take effect or not, and never twice.
+    ///
     /// # Errors
     /// As [`Kv::put`].
     pub async fn delete_range(
@@ -102,6 +144,8 @@ impl Kv {
 
     /// Carries out a transaction.
     ///
+    /// Not cancel-safe: dropped, it may take effect or not, and never twice.
+    ///
     /// # Errors
     /// As [`Kv::put`]; INVALID_ARGUMENT for one that is malformed.
     pub async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, Error> {
@@ -109,6 +153,8 @@ impl Kv {
     }
 
     /// Discards the history below a revision.
+    ///
+    /// Not cancel-safe: dropped, it may take effect or not, and never twice.
     ///
     /// # Errors
     /// OUT_OF_RANGE for a revision that is compacted already or lies in the future.

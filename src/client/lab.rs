@@ -31,6 +31,8 @@ impl Lab {
     /// Adds a fault to the node's links for `lease`, 1 ms to 10 min. Sent again only where it was
     /// certainly not taken.
     ///
+    /// Not cancel-safe: dropped, the fault may be added or not; it ends with its lease.
+    ///
     /// # Errors
     /// INVALID_ARGUMENT for a fault that does not fit; RESOURCE_EXHAUSTED while there are too many;
     /// UNIMPLEMENTED where the node was started without `--lab`.
@@ -49,6 +51,8 @@ impl Lab {
 
     /// The node's faults, and what faults did since it started.
     ///
+    /// Cancel-safe.
+    ///
     /// # Errors
     /// UNIMPLEMENTED where the node was started without `--lab`.
     pub async fn link_faults(&self) -> Result<ListLinkFaultsResponse, Error> {
@@ -57,6 +61,8 @@ impl Lab {
     }
 
     /// Takes these faults of the node away, or all where none is named.
+    ///
+    /// Not cancel-safe: dropped, they may be taken away or not; to do it again is harmless.
     ///
     /// # Errors
     /// UNIMPLEMENTED where the node was started without `--lab`.

@@ -34,7 +34,7 @@ pub enum Loss {
     #[error("{0}")]
     Refused(Error),
     /// No renewal was confirmed in time. The cluster may hold it for a moment longer.
-    #[error("no renewal was confirmed in time{}", last.as_ref().map(|e| format!(": {e}")).unwrap_or_default())]
+    #[error("no renewal was confirmed in time{}", because(last.as_ref()))]
     Lapsed {
         /// What the last renewal failed with; none where it was not answered.
         last: Option<Error>,
@@ -42,6 +42,10 @@ pub enum Loss {
     /// The handle was released or dropped.
     #[error("it was released here")]
     Released,
+}
+
+fn because(last: Option<&Error>) -> String {
+    last.map(|last| format!(": {last}")).unwrap_or_default()
 }
 
 /// What is to be done.
@@ -315,7 +319,8 @@ mod tests {
         ) {
             let mut lease = held();
             // What the cluster holds it until, seen on a clock that goes slower by a twentieth.
-            let promise = |sent: Instant, ttl: Duration| sent.after(ttl * (DRIFT_SHARE - 1) / DRIFT_SHARE);
+            let least = |ttl: Duration| ttl * (DRIFT_SHARE - 1) / DRIFT_SHARE;
+            let promise = |sent: Instant, ttl: Duration| sent.after(least(ttl));
             let mut promised = promise(at(0), TTL);
             let (mut now, mut lost) = (at(0), false);
             for (idle, flight, answer) in steps {

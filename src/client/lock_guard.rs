@@ -77,8 +77,8 @@ impl LockRequest {
 
     /// Waits for the lock; the same as awaiting the request.
     ///
-    /// Dropping the future leaves the line. A grant that is on its way at that moment is left to its
-    /// TTL.
+    /// Not cancel-safe: dropped, it leaves the line, but a grant that is on its way at that moment
+    /// is left to its TTL.
     ///
     /// # Errors
     /// As [`Locks::hold`].
@@ -94,7 +94,7 @@ impl LockRequest {
         self.locks.hold(request).await
     }
 
-    /// Tries once: `None` where somebody holds the lock. Dropping the future is as with
+    /// Tries once: `None` where somebody holds the lock. Not cancel-safe, as
     /// [`LockRequest::acquire`].
     ///
     /// # Errors
@@ -122,12 +122,28 @@ impl IntoFuture for LockRequest {
 /// A task of its own renews it after each third of its TTL. Each confirmation counts from when the
 /// renewal was sent, less a twentieth for clocks that differ in speed: see
 /// [`LockGuard::valid_until`]. The clock is tokio's, which is the system's monotonic one; on Linux
-/// that stands still while the machine is suspended. Pass [`LockGuard::fencing_token`] on to what the
-/// lock guards.
+/// that stands still while the machine is suspended. Pass [`LockGuard::fencing_token`] on to what
+/// the lock guards.
 ///
-/// Dropping the guard releases the lock without waiting: the task sends the release, once and within
-/// the client's timeout. Where its runtime has ended by then, as at the end of `main`, or no node is
-/// reached, the TTL ends the lock; [`LockGuard::release`] waits for it.
+/// ```
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), quorate::client::Error> {
+/// # let cluster = quorate::testing::Cluster::start(1).await;
+/// # let client = cluster.client();
+/// let guard = client.locks().lock("jobs").owner("a worker").await?;
+/// println!("leading with token {}", guard.fencing_token());
+/// tokio::select! {
+///     loss = guard.lost() => eprintln!("{} was lost: {loss}", guard.name()),
+///     () = work() => guard.release().await.map(drop)?,
+/// }
+/// # Ok(())
+/// # }
+/// # async fn work() {}
+/// ```
+///
+/// Dropping the guard releases the lock without waiting: the task sends the release, once and
+/// within the client's timeout. Where its runtime has ended by then, as at the end of `main`, or no
+/// node is reached, the TTL ends the lock; [`LockGuard::release`] waits for it.
 #[must_use = "the lock is released when its guard is dropped"]
 pub struct LockGuard {
     grant: AcquireResponse,
@@ -211,15 +227,15 @@ impl LockGuard {
     /// Resolves with the reason when the lock cannot be claimed any more: a renewal was refused,
     /// none was confirmed until [`LockGuard::valid_until`], or the guard was released or dropped.
     ///
-    /// The future borrows nothing, may be dropped at any time, and made again: who asks after the
-    /// loss is told at once.
+    /// Cancel-safe. The future borrows nothing, and who asks after the loss is told at once.
     #[must_use = "futures do nothing unless polled"]
     pub fn lost(&self) -> impl Future<Output = Loss> + Send + use<> {
         self.kept.claim().lost()
     }
 
     /// Runs `work` for as long as the lock is held, and drops it at its next point of waiting when
-    /// the lock is lost. Dropping the future drops the work; the lock stays.
+    /// the lock is lost. As cancel-safe as `work` is: dropped, it drops the work, and the lock
+    /// stays.
     ///
     /// # Errors
     /// Why the lock was lost before `work` was done.
@@ -232,7 +248,7 @@ impl LockGuard {
     }
 
     /// Releases the lock, waits for that, and returns the store's revision after it. From the call
-    /// on the lock is not claimed. Dropping the future takes nothing back.
+    /// on the lock is not claimed. Cancel-safe: dropped, the lock is released all the same.
     ///
     /// # Errors
     /// FAILED_PRECONDITION (WRONG_FENCING_TOKEN) where the lock was lost before; what

@@ -24,6 +24,30 @@ use crate::{
 pub type LockWatch = Resuming<Reconciling<WatchRequest>>;
 
 /// The locks of a cluster.
+///
+/// ```
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), quorate::client::Error> {
+/// # let cluster = quorate::testing::Cluster::start(1).await;
+/// # let client = cluster.client();
+/// use std::time::Duration;
+///
+/// use quorate::pb::kv::v1::PutRequest;
+///
+/// let guard = client.locks().lock("jobs").ttl(Duration::from_secs(10)).await?;
+/// let write = PutRequest {
+///     key: "job".into(),
+///     value: "done".into(),
+///     // The cluster refuses the write where the lock went to another meanwhile.
+///     require_lock: Some(guard.proof()),
+///     ..Default::default()
+/// };
+/// guard.while_held(client.kv().put(write)).await.expect("the lock is held")?;
+/// assert!(client.locks().lock("jobs").try_acquire().await?.is_none());
+/// guard.release().await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Locks {
     client: Client,
@@ -34,17 +58,17 @@ impl Locks {
         Self { client }
     }
 
-    /// Asks for a lock that is kept until its guard goes. Await what this returns, or give it a TTL,
-    /// a bound of the wait, an owner or a session before.
+    /// Asks for a lock that is kept until its guard goes. Await what this returns, or give it a
+    /// TTL, a bound of the wait, an owner or a session before.
     pub fn lock(&self, name: impl Into<String>) -> LockRequest {
         LockRequest::new(self.clone(), name.into())
     }
 
-    /// Acquires a lock as [`Locks::acquire`] does, and keeps it until its guard goes. Must be called
-    /// inside a tokio runtime.
+    /// Acquires a lock as [`Locks::acquire`] does, and keeps it until its guard goes. Must be
+    /// called inside a tokio runtime.
     ///
-    /// Dropping the future leaves the line. A grant that is on its way at that moment is left to its
-    /// TTL.
+    /// Not cancel-safe: dropped, it leaves the line, but a grant that is on its way at that moment
+    /// is left to its TTL.
     ///
     /// # Errors
     /// As [`Locks::acquire`].
@@ -53,7 +77,10 @@ impl Locks {
     }
 
     /// Acquires a lock, waiting in line for `wait`, or for as long as the future lives where it is
-    /// absent; the client's timeout comes on top. Dropping the future leaves the line.
+    /// absent; the client's timeout comes on top.
+    ///
+    /// Not cancel-safe: dropped, it leaves the line, but a grant that is on its way at that moment
+    /// is left to its TTL.
     ///
     /// # Errors
     /// FAILED_PRECONDITION (LOCK_HELD) where `wait` ran out; DEADLINE_EXCEEDED with an unknown
@@ -74,6 +101,8 @@ impl Locks {
 
     /// Prolongs a held lock. Count the answer's `ttl` from before the call.
     ///
+    /// Not cancel-safe: dropped, it may take effect or not; to renew again is harmless.
+    ///
     /// # Errors
     /// FAILED_PRECONDITION where the lock is not held with this token.
     pub async fn renew(&self, request: RenewRequest) -> Result<RenewResponse, Error> {
@@ -81,6 +110,8 @@ impl Locks {
     }
 
     /// Releases a held lock.
+    ///
+    /// Not cancel-safe: dropped, it may take effect or not, and never twice.
     ///
     /// # Errors
     /// FAILED_PRECONDITION where the lock is not held with this token.
@@ -90,6 +121,8 @@ impl Locks {
 
     /// Describes one lock.
     ///
+    /// Cancel-safe.
+    ///
     /// # Errors
     /// UNAVAILABLE or DEADLINE_EXCEEDED where no node answered.
     pub async fn describe(&self, request: DescribeRequest) -> Result<DescribeResponse, Error> {
@@ -97,6 +130,8 @@ impl Locks {
     }
 
     /// Lists one page of the locks that are held.
+    ///
+    /// Cancel-safe.
     ///
     /// # Errors
     /// As [`Locks::describe`].

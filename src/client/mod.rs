@@ -6,17 +6,31 @@
 //! stood. What has to be kept alive keeps itself: a [`LockGuard`], a [`SessionGuard`] and a
 //! [`Registration`] each have a task that renews it, and end it when they are dropped.
 //!
-//! ```no_run
-//! # async fn example() -> Result<(), quorate::client::Error> {
+//! ```
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), quorate::client::Error> {
+//! # let cluster = quorate::testing::Cluster::start(1).await;
+//! # let endpoints = cluster.endpoints();
 //! use quorate::client::Client;
 //!
-//! let client = Client::builder().endpoints(["127.0.0.1:7401", "127.0.0.1:7402"]).build()?;
+//! let client = Client::builder().endpoints(endpoints).build()?;
 //! client.kv().set("greeting", "hello").await?;
 //! let greeting = client.kv().get("greeting").await?.expect("it was just written");
 //! assert_eq!(greeting.value.as_ref(), b"hello");
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Dropping a future
+//!
+//! Every method says what it means to drop its future before it is done, as `select!` and timeouts
+//! do:
+//!
+//! * **Cancel-safe**: nothing is changed and nothing is lost; call it again. So it is with reads,
+//!   with what waits for something to happen, and with the streams of watches and events.
+//! * **Not cancel-safe**: a change may take effect or not, as after a deadline. It never takes
+//!   effect twice: it carries a request id. Who has to know sends the request again with a
+//!   `request_id` of their own, the same both times, and gets the answer of the first.
 
 mod backup;
 pub mod balance;

@@ -69,14 +69,17 @@ pub struct PutAck {
 
 /// A stream of puts.
 ///
-/// ```no_run
-/// # async fn example(client: quorate::client::Client) -> Result<(), quorate::client::Error> {
+/// ```
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), quorate::client::Error> {
+/// # let cluster = quorate::testing::Cluster::start(1).await;
+/// # let client = cluster.client();
 /// let puts = client.kv().put_stream();
-/// for number in 0..100_000 {
-///     puts.send(format!("import/{number:06}"), "a value").await?;
+/// for number in 0..1_000 {
+///     puts.send(format!("import/{number:04}"), "a value").await?;
 /// }
 /// let last = puts.finish().await?;
-/// assert_eq!(last.sequence, 100_000);
+/// assert_eq!(last.sequence, 1_000);
 /// # Ok(())
 /// # }
 /// ```
@@ -142,6 +145,8 @@ impl PutStream {
     /// Hands a put to the stream and returns its number in it; waits while too much is not
     /// acknowledged. The put is sent soon, together with others.
     ///
+    /// Cancel-safe: dropped, the put is not taken in.
+    ///
     /// # Errors
     /// Where the stream has ended: the first error of it.
     pub async fn send(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<u64, Error> {
@@ -168,7 +173,7 @@ impl PutStream {
         }
     }
 
-    /// Waits until everything that was handed over is acknowledged.
+    /// Waits until everything that was handed over is acknowledged. Cancel-safe.
     ///
     /// # Errors
     /// Where the stream ended before that.
@@ -186,6 +191,8 @@ impl PutStream {
     }
 
     /// Waits until everything is acknowledged and ends the stream. Further puts are refused.
+    ///
+    /// Cancel-safe: the stream goes on to its end, and this may be called again.
     ///
     /// # Errors
     /// Where the stream ended before that.
@@ -232,7 +239,7 @@ pub struct PutAcks {
 
 impl PutAcks {
     /// Waits until more is acknowledged than was told last; `None` once all is and the stream is
-    /// finished. Acknowledgements that follow closely are told as one.
+    /// finished. Acknowledgements that follow closely are told as one. Cancel-safe.
     ///
     /// # Errors
     /// Where the stream failed.

@@ -80,8 +80,8 @@ impl RegistrationRequest {
         self
     }
 
-    /// What else the instance tells of itself; may be called again for each key. At most 64 entries,
-    /// 16 KiB in all.
+    /// What else the instance tells of itself; may be called again for each key. At most 64
+    /// entries, 16 KiB in all.
     pub fn metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.request.metadata.insert(key.into(), value.into());
         self
@@ -93,8 +93,10 @@ impl RegistrationRequest {
         self
     }
 
-    /// Registers the instance; the same as awaiting the request. Where the future is dropped the
-    /// instance may be registered all the same, and is left to its TTL.
+    /// Registers the instance; the same as awaiting the request.
+    ///
+    /// Not cancel-safe: dropped, the instance may be registered all the same, and is left to its
+    /// TTL.
     ///
     /// # Errors
     /// As [`Discovery::hold`].
@@ -222,8 +224,8 @@ impl Registration {
     }
 
     /// Waits for the next change of the standing and returns it; pending for ever once the instance
-    /// is [lost](Registration::lost). May be dropped and called again: changes that come meanwhile
-    /// are told as the last of them.
+    /// is [lost](Registration::lost). Cancel-safe: of changes that
+    /// come meanwhile the last is told.
     pub async fn changed(&mut self) -> Standing {
         if self.standing.changed().await.is_err() {
             std::future::pending::<()>().await;
@@ -234,7 +236,7 @@ impl Registration {
     /// Resolves with the reason when the instance is gone and will not come back: its session is
     /// gone, the cluster refuses to register it, or the handle was dropped.
     ///
-    /// The future borrows nothing, may be dropped at any time, and made again.
+    /// Cancel-safe. The future borrows nothing.
     #[must_use = "futures do nothing unless polled"]
     pub fn lost(&self) -> impl Future<Output = Loss> + Send + use<> {
         self.kept.claim().lost()
@@ -243,8 +245,7 @@ impl Registration {
     /// Says that the instance finishes what it has and takes no new calls, and returns the revision
     /// of that. It stays so where the instance is registered again.
     ///
-    /// Dropping the future leaves open whether it was said; call it again. The same holds where it
-    /// fails.
+    /// Not cancel-safe: dropped, it may take effect or not; to say it again is harmless.
     ///
     /// # Errors
     /// NOT_FOUND where the instance is gone at the moment: it comes back draining.
@@ -253,7 +254,7 @@ impl Registration {
         self.set_state(InstanceState::Draining).await
     }
 
-    /// Takes [`Registration::drain`] back, with the same errors and the same promise.
+    /// Takes [`Registration::drain`] back. Not cancel-safe either.
     ///
     /// # Errors
     /// As [`Registration::drain`].
@@ -274,8 +275,8 @@ impl Registration {
         Ok(answer.revision)
     }
 
-    /// Deregisters the instance, waits for that, and returns the revision of the removal. Dropping
-    /// the future takes nothing back.
+    /// Deregisters the instance, waits for that, and returns the revision of the removal.
+    /// Cancel-safe: dropped, the instance goes all the same.
     ///
     /// # Errors
     /// NOT_FOUND where the instance was gone; what [`Discovery::deregister`] fails with: then the

@@ -1,4 +1,5 @@
-//! Request ids: what makes it safe to send a change again; and spans of time as requests carry them.
+//! Request ids: what makes it safe to send a change again; and spans of time as requests carry
+//! them.
 
 use crate::{
     client::Error,

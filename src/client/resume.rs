@@ -60,8 +60,8 @@ impl<Q: Resume> Resuming<Q> {
         Self { client, request, stream: None, opened: false, ended: false, breaks: 0 }
     }
 
-    /// The next response; `None` at the end of a stream that has one. May be dropped and called
-    /// again without losing anything.
+    /// The next response; `None` at the end of a stream that has one. Cancel-safe: nothing
+    /// is told twice, and nothing left out.
     ///
     /// # Errors
     /// What the node refuses the request with, such as OUT_OF_RANGE where history was compacted;

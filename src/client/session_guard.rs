@@ -52,8 +52,9 @@ impl SessionRequest {
         self
     }
 
-    /// Opens the session; the same as awaiting the request. Where the future is dropped the session
-    /// may be opened all the same, and is left to its TTL.
+    /// Opens the session; the same as awaiting the request.
+    ///
+    /// Not cancel-safe: dropped, the session may be opened all the same, and is left to its TTL.
     ///
     /// # Errors
     /// As [`Sessions::open`].
@@ -76,8 +77,8 @@ impl IntoFuture for SessionRequest {
 /// A session that keeps itself alive, from [`Sessions::start`] or [`Sessions::hold`].
 ///
 /// A task of its own renews it after each third of its TTL. Dropping the guard closes the session
-/// without waiting, as a [`LockGuard`](crate::client::LockGuard) releases its lock, and with it goes
-/// everything that is bound to the session.
+/// without waiting, as a [`LockGuard`](crate::client::LockGuard) releases its lock, and with it
+/// goes everything that is bound to the session.
 #[must_use = "the session is closed when its guard is dropped"]
 pub struct SessionGuard {
     id: u64,
@@ -109,8 +110,8 @@ impl SessionGuard {
         self.kept.claim().is_valid()
     }
 
-    /// The moment from which on the session is not claimed to be there. Each confirmed renewal moves
-    /// it on. A session that is lost gives the present.
+    /// The moment from which on the session is not claimed to be there. Each confirmed renewal
+    /// moves it on. A session that is lost gives the present.
     #[must_use]
     pub fn valid_until(&self) -> Instant {
         self.kept.claim().valid_until()
@@ -119,14 +120,14 @@ impl SessionGuard {
     /// Resolves with the reason when the session cannot be claimed any more: it is gone, no renewal
     /// was confirmed until [`SessionGuard::valid_until`], or the guard was closed or dropped.
     ///
-    /// The future borrows nothing, may be dropped at any time, and made again.
+    /// Cancel-safe. The future borrows nothing.
     #[must_use = "futures do nothing unless polled"]
     pub fn lost(&self) -> impl Future<Output = Loss> + Send + use<> {
         self.kept.claim().lost()
     }
 
     /// Closes the session, waits for that, and returns the store's revision after everything bound
-    /// to it was released. Dropping the future takes nothing back.
+    /// to it was released. Cancel-safe: dropped, the session is closed all the same.
     ///
     /// # Errors
     /// NOT_FOUND where the session was lost before; what [`Sessions::close`] fails with: then the

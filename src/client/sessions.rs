@@ -11,6 +11,26 @@ use crate::{
 };
 
 /// The sessions of a cluster.
+///
+/// ```
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), quorate::client::Error> {
+/// # let cluster = quorate::testing::Cluster::start(1).await;
+/// # let client = cluster.client();
+/// use quorate::pb::kv::v1::PutRequest;
+///
+/// let session = client.sessions().start().owner("a worker").await?;
+/// let here = PutRequest { key: "here".into(), session_id: session.id(), ..Default::default() };
+/// client.kv().put(here).await?;
+/// let lock = client.locks().lock("jobs").session(session.id()).await?;
+///
+/// // With the session goes what is bound to it.
+/// session.close().await?;
+/// assert!(client.kv().get("here").await?.is_none());
+/// lock.lost().await;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Sessions {
     client: Client,
@@ -30,7 +50,7 @@ impl Sessions {
     /// Opens a session as [`Sessions::open`] does, and keeps it alive until its guard goes. Must be
     /// called inside a tokio runtime.
     ///
-    /// Where the future is dropped the session may be opened all the same, and is left to its TTL.
+    /// Not cancel-safe: dropped, the session may be opened all the same, and is left to its TTL.
     ///
     /// # Errors
     /// As [`Sessions::open`].
@@ -40,6 +60,8 @@ impl Sessions {
 
     /// Opens a session.
     ///
+    /// Not cancel-safe: dropped, the session may be opened all the same, and is left to its TTL.
+    ///
     /// # Errors
     /// DEADLINE_EXCEEDED with an unknown outcome; UNAVAILABLE where nothing was proposed.
     pub async fn open(&self, request: OpenSessionRequest) -> Result<OpenSessionResponse, Error> {
@@ -48,6 +70,8 @@ impl Sessions {
 
     /// Renews a session once. Count the answer's `ttl` from before the call.
     ///
+    /// Not cancel-safe: dropped, it may take effect or not; to renew again is harmless.
+    ///
     /// # Errors
     /// NOT_FOUND where the session is gone.
     pub async fn keep_alive(&self, session_id: u64) -> Result<KeepAliveResponse, Error> {
@@ -55,6 +79,8 @@ impl Sessions {
     }
 
     /// Closes a session and releases what is bound to it.
+    ///
+    /// Not cancel-safe: dropped, it may take effect or not, and never twice.
     ///
     /// # Errors
     /// NOT_FOUND where the session is gone.
