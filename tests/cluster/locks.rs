@@ -20,7 +20,7 @@ use quorate::{
     },
     testing::Cluster,
 };
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::{
     process::{Child, Command},
     sync::watch,
@@ -99,6 +99,23 @@ async fn a_holder_that_renews_keeps_the_lock_when_the_leader_dies() {
     assert_eq!(lock.holder.expect("still held").fencing_token, token);
     assert!(holder.child.try_wait().expect("it is a child").is_none(), "the holder gave up");
     holder.kill();
+}
+
+#[tokio::test]
+async fn a_holder_that_stood_still_past_its_ttl_stops_its_command_when_it_goes_on() {
+    let cluster = Cluster::processes(PROGRAM, 3).await;
+    let (mut holder, token) = hold(&cluster, &cluster.endpoints()).await;
+    let holder_id = Pid::from_raw(holder.child.id().expect("it runs").cast_signed());
+    let holder_id = holder_id.expect("a process has an id");
+    // The process that renews stands still; the command that it runs does not.
+    kill_process(holder_id, Signal::STOP).expect("it runs");
+    let client = cluster.client();
+    let next = client.locks().lock("lock").ttl(LONG_TTL).await.expect("the TTL runs out");
+    assert!(next.fencing_token() > token);
+    kill_process(holder_id, Signal::CONT).expect("it stands still");
+    let ended = timeout(LIMIT, holder.child.wait()).await.expect("it gives up");
+    assert_eq!(ended.expect("it is a child").code(), Some(74), "a lost lock");
+    assert!(next.is_held(), "{next:?}");
 }
 
 #[tokio::test]
