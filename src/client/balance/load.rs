@@ -8,8 +8,6 @@ use std::sync::{
 
 use tokio::sync::Notify;
 
-#[cfg(test)]
-use crate::resilience::outlier::{self, Detector};
 use crate::{
     resilience::{
         ewma::{self, PeakEwma, SuccessRate},
@@ -84,11 +82,11 @@ impl Load {
         }
     }
 
-    #[cfg(test)]
-    pub(super) fn of_nobody() -> Self {
-        let mut detector =
-            Detector::new(outlier::Config::off().validate().expect("it is off"), Instant::ZERO);
-        Self::new(detector.insert(()), Arc::default(), Instant::ZERO)
+    /// That of an endpoint which nobody watches, with calls in flight that never end.
+    pub(super) fn of_nobody(in_flight: u32) -> Self {
+        let load = Self::new(Arc::default(), Arc::default(), Instant::ZERO);
+        load.in_flight.store(in_flight, Ordering::Relaxed);
+        load
     }
 
     /// How many calls are under way.

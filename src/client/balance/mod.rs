@@ -43,8 +43,11 @@ pub use endpoint::Endpoint;
 pub use hints::{Avoid, HashKey, Prefer, ServedBy, WaitForReady};
 pub use load::Load;
 pub use metrics::Metrics;
-pub use policy::{LeastRequests, PeakEwma, PickFirst, Policy, RoundRobin};
-pub use resolve::{Discovered, Dns, Registry, Resolver, Static};
+pub use policy::{
+    LeastRequests, Maglev, PeakEwma, PickFirst, Policy, Random, RingHash, RoundRobin, Weighted,
+    ZoneAware,
+};
+pub use resolve::{Discovered, Dns, Registry, Resolver, Static, Subset};
 pub use service::{Balance, NotSent, Picked};
 pub use subchannel::Connectivity;
 pub use view::{EndpointView, View};

@@ -5,6 +5,7 @@
 
 mod dns;
 mod registry;
+mod subset;
 
 use std::{
     collections::BTreeMap,
@@ -17,6 +18,7 @@ use std::{
 
 pub use dns::Dns;
 pub use registry::Registry;
+pub use subset::Subset;
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tower::discover::Change;

@@ -3,17 +3,30 @@
 //! A policy makes a picker each time the candidates change; the picker is immutable but for atomic
 //! counters, and is asked by all callers at once. Nothing here connects, waits or takes a lock.
 
+mod bounded;
 mod least_requests;
+mod maglev;
 mod peak_ewma;
 mod pick_first;
+mod random;
+mod ring_hash;
 mod round_robin;
+#[cfg(test)]
+mod tests;
+mod weighted;
+mod zone_aware;
 
 use std::{fmt, sync::Arc};
 
 pub use least_requests::LeastRequests;
+pub use maglev::Maglev;
 pub use peak_ewma::PeakEwma;
 pub use pick_first::PickFirst;
+pub use random::Random;
+pub use ring_hash::RingHash;
 pub use round_robin::RoundRobin;
+pub use weighted::Weighted;
+pub use zone_aware::ZoneAware;
 
 use crate::{
     client::balance::{Endpoint, Load},
@@ -112,6 +125,12 @@ impl Backend {
         Self { endpoint, load, ready_since }
     }
 
+    /// An endpoint without a connection that has so many calls in flight: to try a policy of your
+    /// own with.
+    pub fn unconnected(endpoint: Endpoint, in_flight: u32) -> Self {
+        Self::new(endpoint, Arc::new(Load::of_nobody(in_flight)), Instant::ZERO)
+    }
+
     /// What was told of it.
     pub const fn endpoint(&self) -> &Endpoint {
         &self.endpoint
@@ -151,8 +170,34 @@ pub(in crate::client::balance) mod testing {
     pub(in crate::client::balance) fn backends_at(
         endpoints: impl IntoIterator<Item = Endpoint>,
     ) -> Vec<Arc<Backend>> {
-        let backend = |endpoint| Backend::new(endpoint, Arc::new(Load::of_nobody()), Instant::ZERO);
-        endpoints.into_iter().map(backend).map(Arc::new).collect()
+        endpoints.into_iter().map(|one| Arc::new(Backend::unconnected(one, 0))).collect()
+    }
+
+    /// Backends with these weights.
+    pub(in crate::client::balance) fn weighing(weights: &[u32]) -> Vec<Arc<Backend>> {
+        let endpoint = |(at, weight): (usize, &u32)| {
+            Endpoint::new(format!("n{at}:1")).expect("well formed").with_weight(*weight)
+        };
+        backends_at(weights.iter().enumerate().map(endpoint))
+    }
+
+    pub(in crate::client::balance) fn endpoints_of(ready: &[Arc<Backend>]) -> Vec<Endpoint> {
+        ready.iter().map(|backend| backend.endpoint().clone()).collect()
+    }
+
+    /// Calls with a key and chance each, from a seed.
+    pub(in crate::client::balance) fn asked(seed: u64) -> impl Iterator<Item = Asked> {
+        let mut rng = Rng::new(seed);
+        std::iter::repeat_with(move || Asked {
+            key: Some(rng.next_u64()),
+            chance: rng.next_u64(),
+            now: Instant::ZERO,
+        })
+    }
+
+    /// A call with this key.
+    pub(in crate::client::balance) const fn keyed(key: u64) -> Asked {
+        Asked { key: Some(key), chance: 1, now: Instant::ZERO }
     }
 
     /// How often each backend is picked, each pick finished before the next.
@@ -162,37 +207,11 @@ pub(in crate::client::balance) mod testing {
         picks: u32,
         seed: u64,
     ) -> Vec<u32> {
-        let all: Vec<_> = ready.iter().map(|backend| backend.endpoint().clone()).collect();
-        let picker = policy.picker(&Candidates { ready, all: &all });
-        let mut rng = Rng::new(seed);
+        let picker = policy.picker(&Candidates { ready, all: &endpoints_of(ready) });
         let mut counts = vec![0; ready.len()];
-        for _ in 0..picks {
-            let call =
-                Asked { key: Some(rng.next_u64()), chance: rng.next_u64(), now: Instant::ZERO };
+        for call in asked(seed).take(picks as usize) {
             counts[picker.pick(ready, &call)] += 1;
         }
         counts
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::types::Rng;
-
-    #[test]
-    fn two_places_always_differ_and_all_come_up() {
-        let mut rng = Rng::new(1);
-        let mut seen = [[0_u32; 5]; 5];
-        for _ in 0..10_000 {
-            let call = Asked { key: None, chance: rng.next_u64(), now: Instant::ZERO };
-            let (one, other) = call.two_below(5);
-            seen[one][other] += 1;
-        }
-        for (one, row) in seen.iter().enumerate() {
-            for (other, count) in row.iter().enumerate() {
-                assert_eq!(*count == 0, one == other, "{one} and {other}: {count}");
-            }
-        }
     }
 }
