@@ -5,6 +5,7 @@
 //! (`src/host/`, `src/node/stepped.rs`). A seed gives the same run again.
 
 mod calls;
+mod guards;
 mod peers;
 mod streams;
 mod sweep;

@@ -199,7 +199,7 @@ fn text(data: &Bytes) -> String {
 }
 
 /// One fault after the other, each taken back before the next but one; at the end all is well.
-async fn faults(world: &World, mut rng: Rng, count: u64) {
+pub(super) async fn faults(world: &World, mut rng: Rng, count: u64) {
     let span = |rng: &mut Rng| rng.between(Duration::from_millis(100), Duration::from_secs(3));
     for _ in 0..count {
         let a = 1 + rng.below(3);
