@@ -17,7 +17,8 @@ use crate::{
         Error,
         lease::{Lease, Loss, Next},
     },
-    types::{Duration, Instant},
+    host,
+    types::{Duration, Instant, Rng},
 };
 
 /// As far ahead as a timer is set: a year.
@@ -52,6 +53,11 @@ pub(super) struct Claim {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Clock {
     origin: time::Instant,
+}
+
+/// The chance of one lease.
+pub(super) fn chance() -> Rng {
+    Rng::new(host::seed())
 }
 
 impl Clock {

@@ -16,7 +16,7 @@ use tonic::Code;
 use crate::{
     client::{
         Client, Error, Locks,
-        keep::{Clock, Kept, Renewable},
+        keep::{Clock, Kept, Renewable, chance},
         lease::{Lease, Loss},
         request::to_proto,
     },
@@ -167,9 +167,9 @@ impl LockGuard {
         // After some time in line nobody knows when the grant came, and a session counts from its
         // own last renewal: then only a renewal tells how long the lock holds.
         let lease = if !in_session && granted.since(asked) < ttl / 3 {
-            Lease::confirmed_since(asked, Some(ttl))
+            Lease::confirmed_since(chance(), asked, Some(ttl))
         } else {
-            Lease::unconfirmed(granted, ttl, granted.after(client.timeout()))
+            Lease::unconfirmed(chance(), granted, ttl, granted.after(client.timeout()))
         };
         let guard = Self { grant, kept: Kept::start(held, lease, clock) };
         match guard.kept.claim().confirmed().await {

@@ -20,7 +20,7 @@ use tonic::Code;
 use crate::{
     client::{
         Client, Discovery, Error,
-        keep::{Clock, Kept, Renewable},
+        keep::{Clock, Kept, Renewable, chance},
         lease::{Lease, Loss},
         request::to_proto,
     },
@@ -173,10 +173,10 @@ impl Registration {
         request.instance_id.clone_from(&answer.instance_id);
         let ttl = answer.ttl.and_then(|ttl| Duration::try_from(ttl).ok());
         let lease = if request.session_id == 0 {
-            Lease::confirmed_since(sent, ttl)
+            Lease::confirmed_since(chance(), sent, ttl)
         } else {
             // The session counts from its own last renewal, so the first one is due now.
-            Lease::unconfirmed(sent, ttl.unwrap_or(TTL_DEFAULT), sent)
+            Lease::unconfirmed(chance(), sent, ttl.unwrap_or(TTL_DEFAULT), sent)
         };
         let service = request.service.clone();
         let shared = Arc::new(Shared { client, request: Mutex::new(request) });

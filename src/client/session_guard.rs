@@ -15,7 +15,7 @@ use tonic::Code;
 use crate::{
     client::{
         Client, Error, Sessions,
-        keep::{Clock, Kept, Renewable},
+        keep::{Clock, Kept, Renewable, chance},
         lease::{Lease, Loss},
         request::to_proto,
     },
@@ -93,7 +93,7 @@ impl SessionGuard {
         let opened = client.sessions().open(request).await?;
         let ttl = opened.ttl.and_then(|ttl| Duration::try_from(ttl).ok()).unwrap_or(TTL_DEFAULT);
         let id = opened.session_id;
-        let lease = Lease::confirmed_since(sent, Some(ttl));
+        let lease = Lease::confirmed_since(chance(), sent, Some(ttl));
         Ok(Self { id, kept: Kept::start(Open { client, id }, lease, clock) })
     }
 

@@ -15,6 +15,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
     path::{Path, PathBuf},
+    pin::Pin,
     rc::Rc,
 };
 
@@ -82,11 +83,26 @@ impl Setup<'_> {
     }
 }
 
+/// What a host beside the scenario's own does, until it ends.
+type Beside = (String, Pin<Box<dyn Future<Output = ()>>>);
+
 /// Runs a scenario against a fresh cluster until it ends; returns what it noted.
 ///
 /// # Panics
 /// Where the scenario or a node does, or the scenario does not end.
 fn simulate<Fut>(setup: Setup<'_>, scenario: impl FnOnce(World) -> Fut) -> Vec<String>
+where
+    Fut: Future<Output = ()> + 'static,
+{
+    simulate_beside(setup, |_| Vec::new(), scenario)
+}
+
+/// The same, with further hosts for clients that faults are to tell apart.
+fn simulate_beside<Fut>(
+    setup: Setup<'_>,
+    beside: impl FnOnce(&World) -> Vec<Beside>,
+    scenario: impl FnOnce(World) -> Fut,
+) -> Vec<String>
 where
     Fut: Future<Output = ()> + 'static,
 {
@@ -110,6 +126,12 @@ where
     for id in 1..=nodes {
         let (world, config) = (world.clone(), config(id, nodes, dir.path(), settings));
         sim.host(name(id), move || serve(id, config.clone(), world.clone()));
+    }
+    for (name, work) in beside(&world) {
+        sim.client(name, async move {
+            work.await;
+            Ok(())
+        });
     }
     let scenario = scenario(world.clone());
     sim.client("client", async move {
