@@ -75,7 +75,8 @@ impl Default for ValidConfig {
 #[derive(Debug)]
 pub struct PeakEwma {
     word: Word,
-    /// In nanoseconds.
+    /// In nanoseconds, as is the floor.
+    seed: f32,
     floor: f32,
 }
 
@@ -85,7 +86,19 @@ impl PeakEwma {
     pub fn new(config: ValidConfig, now: Instant) -> Self {
         let Config { decay, seed, floor } = config.0;
         // The sign marks a guess: no round trip is negative.
-        Self { word: Word::new(-nanos(seed), decay, now), floor: nanos(floor) }
+        let seed = -nanos(seed);
+        Self { word: Word::new(seed, decay, now), seed, floor: nanos(floor) }
+    }
+
+    /// Begins anew, with the guess.
+    pub fn forget(&self, now: Instant) {
+        self.word.update(now, |_, _| self.seed);
+    }
+
+    /// Whether nothing was seen yet, so that the estimate is the guess.
+    #[must_use]
+    pub fn is_guess(&self) -> bool {
+        self.word.value().is_sign_negative()
     }
 
     /// Takes in a round trip that ended at `now`. One above the estimate replaces it; one below
@@ -113,18 +126,20 @@ impl PeakEwma {
 
 /// The share of calls that succeed, recent ones weighing most.
 ///
-/// It is `(successes + 1) / (calls + 1)` of the counts decayed by time: an endpoint from which
-/// nothing was seen has 1, and one that fails and then rests returns towards 1, so that it is tried
-/// again.
+/// It is `(successes + 1) / (calls + 1)` of the counts decayed by time and by each call, so that 32
+/// calls at most count, however many there are: an endpoint that begins to fail shows it after so
+/// many. One from which nothing was seen has 1, and one that fails and then rests returns towards
+/// 1, so that it is tried again.
 ///
 /// ```
 /// use quorate::{resilience::ewma::{SuccessRate, ValidConfig}, types::Instant};
 ///
 /// let rate = SuccessRate::new(ValidConfig::default(), Instant::ZERO);
-/// for call in 0..99 {
+/// for call in 0..1_000 {
 ///     rate.record(call % 2 == 0, Instant::ZERO);
 /// }
-/// assert_eq!(rate.rate(Instant::ZERO), 0.51);
+/// let half = rate.rate(Instant::ZERO);
+/// assert!((0.48..0.55).contains(&half), "{half}");
 /// ```
 #[derive(Debug)]
 pub struct SuccessRate {
@@ -142,8 +157,20 @@ impl SuccessRate {
 
     /// Counts a call that ended at `now`.
     pub fn record(&self, success: bool, now: Instant) {
-        let word = if success { &self.successes } else { &self.failures };
-        word.update(now, |count, weight| count.mul_add(weight, 1.0));
+        for (word, counts) in [(&self.successes, success), (&self.failures, !success)] {
+            // Most endpoints never fail: spare them the second word.
+            if counts || word.value() > 0.0 {
+                let one = f32::from(counts);
+                word.update(now, |count, weight| count.mul_add(weight * CALL_WEIGHT, one));
+            }
+        }
+    }
+
+    /// Begins anew.
+    pub fn forget(&self, now: Instant) {
+        for word in [&self.successes, &self.failures] {
+            word.update(now, |_, _| 0.0);
+        }
     }
 
     /// The share at `now`, above 0 and at most 1. It reads two words: a call that ends meanwhile
@@ -159,6 +186,9 @@ impl SuccessRate {
     }
 }
 
+/// What each call leaves of the weight of those before it: 32 calls in all.
+const CALL_WEIGHT: f32 = 1.0 - 1.0 / 32.0;
+
 /// A tick is 2^20 ns, about 1 ms.
 const TICK_BITS: u32 = 20;
 
@@ -168,7 +198,7 @@ const LATE_TICKS: u32 = 1 << 16;
 /// A value (`f32`, upper half) and the tick of its last change (lower half) in one atomic word.
 ///
 /// The tick wraps after 52 days: a value unchanged for longer reads as that much younger. `f32`
-/// has 24 bits: a count stops growing at 16 million within the decay time.
+/// has 24 bits.
 #[derive(Debug)]
 struct Word {
     packed: AtomicU64,
@@ -180,6 +210,11 @@ impl Word {
     fn new(value: f32, decay: Duration, now: Instant) -> Self {
         let decay_ticks = nanos(decay) / (1_u64 << TICK_BITS) as f32;
         Self { packed: AtomicU64::new(pack(value, tick(now))), decay_ticks }
+    }
+
+    /// The value as last changed.
+    fn value(&self) -> f32 {
+        unpack(self.packed.load(Relaxed)).0
     }
 
     /// The value as last changed, and what its age at `now` leaves of it, from 0 to 1.

@@ -75,7 +75,7 @@ fn a_success_rate_follows_what_happens_and_forgets() {
     for _ in 0..999 {
         rate.record(false, at_ms(100));
     }
-    assert!((rate.rate(at_ms(100)) - 0.001).abs() < 1e-6);
+    assert!((rate.rate(at_ms(100)) - 1.0 / 33.0).abs() < 1e-4, "32 calls count");
     for ms in 0..5_000 {
         rate.record(true, at_ms(100 + ms));
     }
@@ -85,6 +85,28 @@ fn a_success_rate_follows_what_happens_and_forgets() {
     rests.record(false, Instant::ZERO);
     assert_eq!(rests.rate(Instant::ZERO), 0.5);
     assert!(rests.rate(at_ms(10_000)) > 0.999, "what rests is tried again");
+}
+
+#[test]
+fn what_begins_to_fail_shows_it_soon_however_long_it_succeeded() {
+    let rate = SuccessRate::new(config(10_000), Instant::ZERO);
+    (0..100_000).for_each(|_| rate.record(true, Instant::ZERO));
+    (0..32).for_each(|_| rate.record(false, Instant::ZERO));
+    assert!(rate.rate(Instant::ZERO) < 0.4, "{}", rate.rate(Instant::ZERO));
+    rate.forget(at_ms(1));
+    assert_eq!(rate.rate(at_ms(1)), 1.0);
+}
+
+#[test]
+fn what_begins_anew_is_a_guess_until_something_is_seen() {
+    let cost = PeakEwma::new(config(1_000), Instant::ZERO);
+    let guess = cost.cost(Instant::ZERO);
+    assert!(cost.is_guess());
+    cost.observe(Duration::from_secs(5), at_ms(1));
+    assert!(!cost.is_guess());
+    cost.forget(at_ms(2));
+    assert!(cost.is_guess());
+    assert_eq!(cost.cost(at_ms(2)), guess);
 }
 
 #[test]
@@ -143,8 +165,12 @@ proptest! {
             rate.record(success, at_ms(now));
             history.push((ticks(at_ms(now)), success));
             let weigh = |wanted| -> f64 {
-                let chosen = history.iter().filter(|(_, success)| *success == wanted);
-                chosen.map(|(at, _)| (-(ticks(at_ms(now)) - at) / decay).exp()).sum()
+                let since = |(after, (at, success)): (i32, &(f64, bool))| {
+                    let called = f64::from(CALL_WEIGHT).powi(after);
+                    let weight = called * (-(ticks(at_ms(now)) - at) / decay).exp();
+                    if *success == wanted { weight } else { 0.0 }
+                };
+                (0..).zip(history.iter().rev()).map(since).sum()
             };
             let good = weigh(true) + 1.0;
             let expected = good / (good + weigh(false));
