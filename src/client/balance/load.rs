@@ -120,6 +120,18 @@ impl Load {
         self.latency.cost(now)
     }
 
+    /// Whether nothing was seen of it yet, so that its latency is a guess.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        self.latency.is_guess()
+    }
+
+    /// Forgets how slow it was and what it failed: it has begun anew.
+    pub(super) fn forget(&self, now: Instant) {
+        self.latency.forget(now);
+        self.success_rate.forget(now);
+    }
+
     /// The share of its latest calls that it answered, from 0 to 1.
     #[must_use]
     pub fn success_rate(&self, now: Instant) -> f64 {

@@ -95,6 +95,8 @@ impl Member {
         self.health = health;
         self.has_failed = false;
         self.ready_since = now;
+        // What was known is of a process that may be gone.
+        self.load.forget(now);
         self.error = None;
         self.cause = None;
         self.backend = None;

@@ -23,6 +23,7 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Status, body::Body};
 use tower::Service;
+use tracing::Instrument as _;
 
 use crate::{
     client::balance::{
@@ -130,15 +131,17 @@ impl Shared {
         let asked = self.asked(hints);
         let avoided = hints.get::<Avoid>().map(|avoid| avoid.0.as_slice()).unwrap_or_default();
         let slow_start = self.options.slow_start.filter(|_| self.options.policy.warms_up());
-        snapshot.pick(asked, |backend, chance| {
+        // Chance of its own: the other one chose.
+        let roll = || (mix(asked.chance) >> 32) as f64 / f64::from(u32::MAX);
+        snapshot.pick(asked, |backend, is_first| {
             let address = backend.endpoint().address();
             if avoided.iter().any(|avoided| **avoided == *address) {
                 return false;
             }
             slow_start.is_none_or(|slow| {
                 let share = slow.share(backend.ready_for(asked.now));
-                // The lower half: the upper one chose.
-                share >= 1.0 || ((chance & 0xffff_ffff) as f64) < share * f64::from(u32::MAX)
+                // Tried again and again, one with little in flight would be let through in the end.
+                share >= 1.0 || (is_first && roll() < share)
             })
         })
     }
@@ -180,6 +183,9 @@ impl Shared {
 /// [`HashKey`], [`WaitForReady`], [`Prefer`] or [`Avoid`] into the extensions of a request where that call
 /// wants something of its own; a response's extensions hold [`ServedBy`]. The deadline in
 /// `grpc-timeout` is kept on this side as well, and answered with DEADLINE_EXCEEDED.
+///
+/// Each attempt is a span of `tracing` at the level debug, `attempt`, with its `endpoint` and the
+/// number of the `attempt`.
 ///
 /// Dropping the future of a call cancels it at the endpoint.
 #[derive(Clone, Debug)]
@@ -282,7 +288,7 @@ async fn send(shared: &Shared, mut request: Request<Body>) -> Result<Answered, S
     loop {
         published.mark_unchanged();
         let picked = shared.choose_or_wait(request.extensions()).await?;
-        let (again, error) = match picked.send(request).await {
+        let (again, error) = match picked.send(request, retries + 1).await {
             Ok(answered) => return Ok(answered),
             Err(CallError::Broken(error)) => return Err(Status::from_error(error)),
             Err(CallError::NotSent(again, error)) => (again, error),
@@ -326,7 +332,17 @@ impl Picked {
         &self.backend
     }
 
-    async fn send(&self, request: Request<Body>) -> Result<Answered, CallError> {
+    /// One attempt, up to the beginning of its answer, in a span of its own.
+    fn send(
+        &self,
+        request: Request<Body>,
+        attempt: u32,
+    ) -> impl Future<Output = Result<Answered, CallError>> + Send {
+        let span = tracing::debug_span!("attempt", endpoint = self.address(), attempt);
+        self.attempt(request).instrument(span)
+    }
+
+    async fn attempt(&self, request: Request<Body>) -> Result<Answered, CallError> {
         let mut call = Call::start(Arc::clone(self.backend.shared_load()), self.clock);
         match self.connection.call(request).await {
             Ok(mut response) => {
@@ -366,7 +382,7 @@ impl Service<Request<Body>> for Picked {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let picked = self.clone();
         Box::pin(async move {
-            match picked.send(request).await {
+            match picked.send(request, 1).await {
                 Ok(answered) => answered.finish(None),
                 Err(CallError::Broken(error)) => Err(Status::from_error(error)),
                 Err(CallError::NotSent(_, error)) => {

@@ -56,28 +56,28 @@ impl Snapshot {
         }
     }
 
-    /// Chooses for a call. `suits` may turn a choice down; where each one is, the first choice
-    /// stands.
+    /// Chooses for a call. `suits` may turn a choice down, told whether it is the first; where
+    /// each one is, the first choice stands.
     pub(super) fn pick(
         &self,
         mut asked: Asked,
-        suits: impl Fn(&Backend, u64) -> bool,
+        suits: impl Fn(&Backend, bool) -> bool,
     ) -> Option<usize> {
         let picker = self.picker.as_ref()?;
         let first = picker.pick(&self.ready, &asked);
-        if suits(&self.ready[first], asked.chance) {
+        if suits(&self.ready[first], true) {
             return Some(first);
         }
         for _ in 1..CHOICES_MAX {
             asked.chance = mix(asked.chance);
             let again = picker.pick(&self.ready, &asked);
-            if suits(&self.ready[again], asked.chance) {
+            if suits(&self.ready[again], false) {
                 return Some(again);
             }
         }
         let other = (1..self.ready.len())
             .map(|step| (first + step) % self.ready.len())
-            .find(|&other| suits(&self.ready[other], asked.chance));
+            .find(|&other| suits(&self.ready[other], false));
         Some(other.unwrap_or(first))
     }
 }

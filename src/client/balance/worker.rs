@@ -248,6 +248,7 @@ where
                     tracing::info!(endpoint, ?why, times, "endpoint ejected");
                 }
                 outlier::Event::Returned { .. } => {
+                    member.load.forget(now);
                     tracing::info!(endpoint, "endpoint returned");
                 }
             }

@@ -2,20 +2,24 @@
 //!
 //! The bound is that of Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing with bounded loads"
 //! (2016): no endpoint has more in flight than a factor times its share of all; a key whose
-//! endpoint is full goes on to the next in its own order. Nothing here knows a table.
+//! endpoint is full goes on to the next in its own order, but never to one that fails: that has
+//! room because it fails. Nothing here knows a table.
 
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::{Asked, Backend};
-use crate::client::balance::snapshot::mix;
+use crate::{client::balance::snapshot::mix, types::Instant};
 
 /// Google's default: a quarter above the share.
 pub(super) const FACTOR_DEFAULT: f64 = 1.25;
 
 /// A bound closer to the share than this makes keys wander.
 const FACTOR_MIN: f64 = 1.01;
+
+/// An endpoint that answered less of its latest calls gets its own keys and no others'.
+const SUCCESS_RATE_MIN: f64 = 0.9;
 
 /// Where a call's key lies, evenly spread also where keys are small numbers. A call without a key
 /// lies anywhere.
@@ -45,27 +49,30 @@ impl Bound {
         Some(Self { shares })
     }
 
-    /// The first of `order` that has room for one more. `None` where none of them has.
+    /// The first of `order` that has room for one more, the key's own endpoint `home` or one that
+    /// does not fail. `None` where none of them has.
     ///
     /// All loads are read one after the other: calls that are picked meanwhile may go beyond the
     /// bound by as many as they are.
     pub(super) fn first_with_room(
         &self,
         ready: &[Arc<Backend>],
+        (home, now): (usize, Instant),
         order: impl Iterator<Item = usize>,
     ) -> Option<usize> {
+        let takes_others = |place: usize| ready[place].load().success_rate(now) >= SUCCESS_RATE_MIN;
         let in_flight = |place: usize| ready[place].load().in_flight();
         let mut all = None;
         for place in order {
             let own = in_flight(place);
             // Whoever is idle has room, whatever the others do.
-            if own == 0 {
-                return Some(place);
-            }
-            let all = *all.get_or_insert_with(|| {
-                (0..ready.len()).map(|place| u64::from(in_flight(place))).sum::<u64>()
-            });
-            if f64::from(own) + 1.0 <= self.capacity(place, all) {
+            let has_room = own == 0 || {
+                let all = *all.get_or_insert_with(|| {
+                    (0..ready.len()).map(|place| u64::from(in_flight(place))).sum::<u64>()
+                });
+                f64::from(own) + 1.0 <= self.capacity(place, all)
+            };
+            if has_room && (place == home || takes_others(place)) {
                 return Some(place);
             }
         }

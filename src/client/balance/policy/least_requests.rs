@@ -8,8 +8,9 @@ use crate::types::Instant;
 /// Looks at two endpoints at random and takes the one with fewer calls in flight. (Mitzenmacher:
 /// "The Power of Two Choices in Randomized Load Balancing", 2001; gRFC A48.)
 ///
-/// Who fails fast never has much in flight. So what is in flight is divided by the share of calls
-/// that an endpoint answered lately: one that fails half of them looks twice as busy or more.
+/// Who fails fast never has much in flight, and would attract what it fails. So what is in flight is
+/// divided by the square of the share of its latest calls that an endpoint answered: one that fails
+/// half of them looks four times as busy, one that fails all of them a thousand times.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LeastRequests;
 
@@ -23,12 +24,10 @@ impl Policy for LeastRequests {
     }
 }
 
-/// Below this nothing is gained by looking busier.
-const RATE_MIN: f64 = 0.02;
-
 fn busyness(backend: &Backend, now: Instant) -> f64 {
     let load = backend.load();
-    f64::from(load.in_flight() + 1) / load.success_rate(now).max(RATE_MIN)
+    // Once more for failing faster than others answer.
+    f64::from(load.in_flight() + 1) / load.success_rate(now).powi(2)
 }
 
 #[derive(Debug)]

@@ -110,7 +110,7 @@ impl Picker for Table {
             .map(|number| self.places[((at + number * step) % size) as usize] as usize);
         let in_turn = (1..ready.len()).map(|number| (home + number) % ready.len());
         // Nobody has room only while others pick at the same time.
-        bound.first_with_room(ready, walk.chain(in_turn)).unwrap_or(home)
+        bound.first_with_room(ready, (home, call.now), walk.chain(in_turn)).unwrap_or(home)
     }
 }
 

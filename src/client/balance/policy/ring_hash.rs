@@ -120,7 +120,7 @@ impl Picker for Ring {
         let (before, from) = self.places.split_at(at);
         let order = from.iter().chain(before).map(|place| *place as usize);
         // Nobody has room only while others pick at the same time.
-        bound.first_with_room(ready, order).unwrap_or(home)
+        bound.first_with_room(ready, (home, call.now), order).unwrap_or(home)
     }
 }
 
