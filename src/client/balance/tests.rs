@@ -2,6 +2,8 @@
 //! time.
 
 mod fleet;
+mod scenarios;
+mod spans;
 
 use std::sync::Arc;
 

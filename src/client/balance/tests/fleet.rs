@@ -9,15 +9,19 @@ use std::{
     },
 };
 
+use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{Extensions, HeaderMap, Request, Response};
 use http_body_util::{BodyExt as _, StreamBody};
+use prost::Message as _;
 use tokio::{
-    sync::watch,
+    sync::{mpsc, watch},
     task::JoinHandle,
     time::{Instant, sleep_until, timeout},
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, body::Body};
+use tonic_health::pb::{HealthCheckResponse, health_check_response::ServingStatus};
 use tower::Service as _;
 
 use crate::{
@@ -42,6 +46,17 @@ pub(super) struct Nature {
     /// What it answers with, in trailers behind an empty body.
     pub(super) code: Code,
     pub(super) takes_nothing: bool,
+    /// What it says of its own health.
+    pub(super) health: Says,
+}
+
+/// What a backend answers to who watches its health.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Says {
+    /// It has no such API.
+    Unimplemented,
+    Serving,
+    NotServing,
 }
 
 impl Default for Nature {
@@ -52,6 +67,7 @@ impl Default for Nature {
             answers_in: Duration::from_millis(1),
             code: Code::Ok,
             takes_nothing: false,
+            health: Says::Unimplemented,
         }
     }
 }
@@ -59,7 +75,7 @@ impl Default for Nature {
 /// One backend.
 #[derive(Debug)]
 struct Server {
-    nature: Mutex<Nature>,
+    nature: watch::Sender<Nature>,
     /// Cut when it is killed.
     life: Mutex<CancellationToken>,
     connections: AtomicU32,
@@ -72,7 +88,14 @@ struct Server {
 #[derive(Clone)]
 pub(super) struct Fleet {
     servers: Arc<Vec<Arc<Server>>>,
-    list: watch::Sender<Vec<Endpoint>>,
+    list: watch::Sender<Told>,
+}
+
+/// What the resolver tells, and whether it is away.
+#[derive(Debug, Default)]
+struct Told {
+    endpoints: Vec<Endpoint>,
+    away: bool,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -81,11 +104,11 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Fleet {
     pub(super) fn of(count: usize) -> Self {
-        let endpoints =
-            (0..count).map(|at| Endpoint::new(format!("n{at}:1")).expect("well formed"));
+        let endpoints = (0..count)
+            .map(|at| Endpoint::new(format!("n{at}:1")).expect("well formed").in_zone("z"));
         let server = || {
             Arc::new(Server {
-                nature: Mutex::default(),
+                nature: watch::Sender::default(),
                 life: Mutex::default(),
                 connections: AtomicU32::new(0),
                 taken: AtomicU32::new(0),
@@ -95,7 +118,7 @@ impl Fleet {
         };
         Self {
             servers: Arc::new((0..count).map(|_| server()).collect()),
-            list: watch::Sender::new(endpoints.collect()),
+            list: watch::Sender::new(Told { endpoints: endpoints.collect(), away: false }),
         }
     }
 
@@ -106,16 +129,24 @@ impl Fleet {
     }
 
     pub(super) fn endpoints(&self) -> Vec<Endpoint> {
-        self.list.borrow().clone()
+        self.list.borrow().endpoints.clone()
     }
 
-    /// The resolver tells another list.
+    /// The resolver tells another list; it is back if it was away.
     pub(super) fn tell(&self, change: impl FnOnce(&mut Vec<Endpoint>)) {
-        self.list.send_modify(change);
+        self.list.send_modify(|told| {
+            told.away = false;
+            change(&mut told.endpoints);
+        });
+    }
+
+    /// The resolver fails until it tells another list.
+    pub(super) fn lose_resolver(&self) {
+        self.list.send_modify(|told| told.away = true);
     }
 
     pub(super) fn change(&self, at: usize, change: impl FnOnce(&mut Nature)) {
-        change(&mut locked(&self.servers[at].nature));
+        self.servers[at].nature.send_modify(change);
     }
 
     pub(super) fn each(&self, change: impl Fn(&mut Nature)) {
@@ -209,6 +240,10 @@ impl Fleet {
         self.wait("in flight", async || all() == count).await;
     }
 
+    pub(super) async fn until_taken(&self, count: u32) {
+        self.wait("taken", async || self.taken().iter().sum::<u32>() >= count).await;
+    }
+
     pub(super) async fn until_disconnected(&self, at: usize) {
         self.wait("disconnected", async || self.connections()[at] == 0).await;
     }
@@ -271,12 +306,18 @@ async fn answered(response: Response<Body>) -> Result<(), Status> {
 
 /// Tells the fleet's list.
 #[derive(Debug)]
-pub(super) struct List(watch::Receiver<Vec<Endpoint>>);
+pub(super) struct List(watch::Receiver<Told>);
 
 impl Resolver for List {
     async fn next(&mut self) -> Result<Vec<Endpoint>, Error> {
         match self.0.changed().await {
-            Ok(()) => Ok(self.0.borrow_and_update().clone()),
+            Ok(()) => {
+                let told = self.0.borrow_and_update();
+                if told.away {
+                    return Err(Error::unresolved("the resolver is away".to_owned()));
+                }
+                Ok(told.endpoints.clone())
+            }
             Err(_) => std::future::pending().await,
         }
     }
@@ -288,9 +329,9 @@ impl Connect for Fleet {
         let at: usize = host.trim_start_matches('n').parse().expect("n and a number");
         let server = Arc::clone(&self.servers[at]);
         Box::pin(async move {
-            let Nature { connects_in, .. } = locked(&server.nature).clone();
+            let connects_in = server.nature.borrow().connects_in;
             sleep_until(Instant::now() + connects_in).await;
-            if locked(&server.nature).refuses {
+            if server.nature.borrow().refuses {
                 return Err("refused".into());
             }
             server.connections.fetch_add(1, Ordering::Relaxed);
@@ -324,9 +365,12 @@ impl Connection for Wire {
     fn call(&self, request: Request<Body>) -> BoxFuture<Result<Response<Body>, CallError>> {
         let (server, life) = (Arc::clone(&self.server), self.life.clone());
         Box::pin(async move {
-            let nature = locked(&server.nature).clone();
+            let nature = server.nature.borrow().clone();
             if nature.takes_nothing || life.is_cancelled() {
                 return Err(CallError::NotSent(Box::new(request), "not taken".into()));
+            }
+            if request.uri().path() == "/grpc.health.v1.Health/Watch" {
+                return Ok(health_of(&server, life));
             }
             server.taken.fetch_add(1, Ordering::Relaxed);
             server.in_flight.fetch_add(1, Ordering::Relaxed);
@@ -349,6 +393,41 @@ impl Connection for Wire {
     fn closed(&self) -> BoxFuture<()> {
         Box::pin(self.life.clone().cancelled_owned())
     }
+}
+
+/// The answer to a watch: each change of what it says, until its connection breaks.
+fn health_of(server: &Server, life: CancellationToken) -> Response<Body> {
+    let mut nature = server.nature.subscribe();
+    if nature.borrow().health == Says::Unimplemented {
+        return Status::unimplemented("no such service").into_http();
+    }
+    let (sender, frames) = mpsc::channel(1);
+    tokio::spawn(async move {
+        while !life.is_cancelled() {
+            let says = nature.borrow_and_update().health;
+            if sender.send(Ok(health_frame(says))).await.is_err() {
+                return;
+            }
+            tokio::select! {
+                () = sender.closed() => return,
+                () = life.cancelled() => {}
+                _ = nature.wait_for(|nature| nature.health != says) => {}
+            }
+        }
+        let _ = sender.send(Err(Status::unavailable("the backend is gone"))).await;
+    });
+    Response::new(Body::new(StreamBody::new(ReceiverStream::new(frames))))
+}
+
+fn health_frame(says: Says) -> http_body::Frame<Bytes> {
+    let status =
+        if says == Says::Serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+    let answer = HealthCheckResponse { status: status.into() }.encode_to_vec();
+    let mut message = BytesMut::new();
+    message.put_u8(0); // Not compressed.
+    message.put_u32(u32::try_from(answer.len()).expect("a few bytes"));
+    message.put_slice(&answer);
+    http_body::Frame::data(message.freeze())
 }
 
 async fn within<T>(life: CancellationToken, work: impl Future<Output = T>) -> Option<T> {
