@@ -21,6 +21,7 @@ const STALL_MAX: Duration = Duration::from_secs(60);
 
 /// The parts of a snapshot. A stream that breaks is not taken up again: another node's state is
 /// another snapshot.
+#[must_use = "nothing is read before `next` is called"]
 pub struct SnapshotParts(Streaming<SaveSnapshotResponse>);
 
 impl fmt::Debug for SnapshotParts {

@@ -149,7 +149,6 @@ impl Discovery {
 
     /// Streams the instances of a service: first those that are there, then each change. After a
     /// break, changes that cancelled each other out meanwhile are not told.
-    #[must_use]
     pub fn watch(&self, request: WatchRequest) -> InstanceWatch {
         Resuming::new(self.client.clone(), Reconciling::new(request))
     }

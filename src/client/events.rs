@@ -67,7 +67,6 @@ impl Events {
     }
 
     /// Reads the events that are there. It connects at the first [`Resuming::next`].
-    #[must_use]
     pub fn read(&self, request: ReadRequest) -> EventRead {
         Resuming::new(self.client.clone(), request)
     }

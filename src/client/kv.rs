@@ -118,13 +118,11 @@ impl Kv {
 
     /// Opens a stream of puts, for those who have much to write. Must be called inside a tokio
     /// runtime; it connects by itself.
-    #[must_use]
     pub fn put_stream(&self) -> PutStream {
         PutStream::new(self.client.clone(), None)
     }
 
     /// The same, with another bound of the puts that one message carries, 1 to 10,000.
-    #[must_use]
     pub fn put_stream_of(&self, message_puts: usize) -> PutStream {
         PutStream::new(self.client.clone(), Some(message_puts))
     }
@@ -163,7 +161,6 @@ impl Kv {
     }
 
     /// Streams changes. It connects at the first [`Resuming::next`].
-    #[must_use]
     pub fn watch(&self, request: WatchRequest) -> KvWatch {
         Resuming::new(self.client.clone(), request)
     }

@@ -141,7 +141,6 @@ impl Locks {
 
     /// Streams changes of holders: first who holds now, then each change. After a break, changes
     /// that cancelled each other out meanwhile are not told.
-    #[must_use]
     pub fn watch(&self, request: WatchRequest) -> LockWatch {
         Resuming::new(self.client.clone(), Reconciling::new(request))
     }

@@ -88,6 +88,7 @@ pub struct PutAck {
 /// is done; of what follows nothing took effect, or that is unknown where
 /// [`Error::outcome_unknown`] says so. Dropping the stream drops what is not sent.
 #[derive(Debug)]
+#[must_use = "what is not sent is dropped with the stream"]
 pub struct PutStream {
     shared: Arc<Shared>,
     progress: watch::Receiver<Progress>,
@@ -218,7 +219,6 @@ impl PutStream {
     }
 
     /// The acknowledgements as they come.
-    #[must_use]
     pub fn acks(&self) -> PutAcks {
         PutAcks { progress: self.progress.clone(), seen: 0 }
     }
@@ -232,6 +232,7 @@ impl Drop for PutStream {
 
 /// The acknowledgements of a [`PutStream`].
 #[derive(Clone, Debug)]
+#[must_use = "nothing is told before `next` is called"]
 pub struct PutAcks {
     progress: watch::Receiver<Progress>,
     seen: u64,

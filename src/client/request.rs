@@ -35,6 +35,10 @@ macro_rules! identified {
                 &mut self.request_id
             }
         })+
+
+        /// What can be identified.
+        #[cfg(test)]
+        const IDENTIFIED: &[&str] = &[$(stringify!($request)),+];
     };
 }
 
@@ -58,9 +62,13 @@ identified!(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use prost_reflect::{DescriptorPool, ServiceDescriptor};
     use uuid::Uuid;
 
     use super::*;
+    use crate::pb::DESCRIPTORS;
 
     #[test]
     fn an_empty_id_is_filled_and_a_given_one_kept() {
@@ -69,5 +77,21 @@ mod tests {
         let given =
             identified(kv::v1::PutRequest { request_id: "7:1:0".to_owned(), ..Default::default() });
         assert_eq!(given.request_id, "7:1:0");
+    }
+
+    #[test]
+    fn every_call_that_can_carry_an_id_is_given_one() {
+        let pool = DescriptorPool::decode(DESCRIPTORS).expect("it was built so");
+        let inputs = |service: ServiceDescriptor| {
+            service.methods().map(|method| method.input()).collect::<Vec<_>>()
+        };
+        let can: BTreeSet<_> = pool
+            .services()
+            .flat_map(inputs)
+            .filter(|input| input.get_field_by_name("request_id").is_some())
+            .map(|input| input.full_name().trim_start_matches("quorate.").replace('.', "::"))
+            .collect();
+        let are = IDENTIFIED.iter().map(|name| name.replace(' ', "")).collect();
+        assert_eq!(can, are);
     }
 }

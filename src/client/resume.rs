@@ -46,6 +46,7 @@ pub trait Resume: Clone + Send {
 }
 
 /// A stream that resumes.
+#[must_use = "nothing is streamed before `next` is called"]
 pub struct Resuming<Q: Resume> {
     client: Client,
     request: Q,
