@@ -179,6 +179,12 @@ impl Handle {
         self.shared.node_status()
     }
 
+    /// The leader that this node knows, and how many entries it knows to be committed and has yet to
+    /// apply. Cheaper than [`Handle::status`].
+    pub(crate) fn standing(&self) -> (Option<NodeId>, u64) {
+        self.shared.standing()
+    }
+
     /// How this node stands, each time that role, leader or term change.
     #[must_use]
     pub fn watch_status(&self) -> watch::Receiver<NodeStatus> {

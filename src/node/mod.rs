@@ -40,3 +40,6 @@ pub use restore::RestoreError;
 pub use start::{Error, NodeOptions, Running, start};
 pub use transport::{Mailbox, SnapshotChunks, SnapshotOffer, SnapshotSource, Transport};
 pub use tuning::Tuning;
+
+/// How many committed entries a node may have yet to apply and still be asked by clients.
+pub(crate) const LAG_ENTRIES_MAX: u64 = 1_000;

@@ -111,6 +111,13 @@ impl Shared {
         View::new(self.store.load().snapshot())
     }
 
+    /// The leader that this node knows, and how many committed entries it has yet to apply.
+    pub(crate) fn standing(&self) -> (Option<crate::types::NodeId>, u64) {
+        let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let lag = status.commit.value().saturating_sub(self.feed.head().index.value());
+        (status.leader, lag)
+    }
+
     /// How this node stands.
     pub(crate) fn node_status(&self) -> NodeStatus {
         let status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();

@@ -69,6 +69,8 @@ struct Inner {
     reader_lag: Family<KindLabel, Gauge>,
     fell_behind: Counter,
     forwards: Counter,
+    reads_passed_on: Counter,
+    reads_for_others: Counter,
     snapshots: Snapshots,
     /// Free, needed, short.
     disk: [Gauge; 3],
@@ -171,6 +173,8 @@ impl Metrics {
             reader_lag: Family::default(),
             fell_behind: Counter::default(),
             forwards: Counter::default(),
+            reads_passed_on: Counter::default(),
+            reads_for_others: Counter::default(),
             snapshots: Snapshots::default(),
             disk: Default::default(),
             connections: Connections::default(),
@@ -336,6 +340,16 @@ impl Metrics {
         self.inner.forwards.inc_by(requests as u64);
     }
 
+    /// Counts a read that another node answered for this one.
+    pub fn record_read_passed_on(&self) {
+        self.inner.reads_passed_on.inc();
+    }
+
+    /// Counts a read that this node answered for another one.
+    pub fn record_read_for_another(&self) {
+        self.inner.reads_for_others.inc();
+    }
+
     /// Counts a snapshot that a member installed from here.
     pub fn record_snapshot_sent(&self) {
         self.inner.snapshots.sent.inc();
@@ -437,6 +451,16 @@ impl Inner {
                 "raft_forwards",
                 "Requests that this node passed on to the leader",
                 self.forwards.clone(),
+            ),
+            (
+                "reads_passed_on",
+                "Reads that another node answered for this one",
+                self.reads_passed_on.clone(),
+            ),
+            (
+                "reads_for_others",
+                "Reads that this node answered for other nodes",
+                self.reads_for_others.clone(),
             ),
         ];
         for (name, help, metric) in counters {

@@ -18,13 +18,10 @@ use axum::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    node::Handle,
+    node::{Handle, LAG_ENTRIES_MAX},
     observe::CONTENT_TYPE,
     pb::cluster::v1::{NodeStatus, Role},
 };
-
-/// How many committed entries a ready node may have yet to apply.
-const LAG_ENTRIES_MAX: u64 = 1_000;
 
 /// What is to be seen here, for a person who opens the address.
 const PAGES: &str = "/livez    whether the process answers\n\

@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tonic::service::Routes;
 
 use crate::{
     host::{self, tcp::TcpListener},
@@ -51,6 +52,8 @@ pub struct Server {
     pub(super) peers: AbortOnDropHandle<()>,
     metrics: Metrics,
     certificates: Certificates,
+    /// What other nodes ask when they pass a read on.
+    _reads: Arc<Routes>,
     _tasks: Vec<AbortOnDropHandle<()>>,
 }
 
@@ -138,7 +141,10 @@ impl Server {
             ending.streams.clone(),
             limits,
             lab,
+            Some(transport.elsewhere(&handle)),
         );
+        let reads = Arc::new(side.routes.clone());
+        transport.serve_reads(&reads);
         let layer = layer(ending.clone());
         let (client_options, peer_options) = certificates.options(connections, &metrics);
         let clients = listeners::serve_clients(
@@ -187,6 +193,7 @@ impl Server {
             peers: AbortOnDropHandle::new(peers),
             metrics,
             certificates,
+            _reads: reads,
             _tasks: tasks.into_iter().map(AbortOnDropHandle::new).collect(),
         }
     }

@@ -1,5 +1,7 @@
 //! What the handlers share: a command's way through the node, and a read's.
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -10,7 +12,10 @@ use crate::{
     node::{Directory, Handle},
     observe::{self, Subject},
     pb::command::v1::{Reason, Refusal, command, outcome},
-    services::gate::Call,
+    services::{
+        elsewhere::{self, Elsewhere, Found, Read},
+        gate::Call,
+    },
     streaming::Terms,
     types::{NodeId, Revision},
     wire::status::{from_refusal, from_store_error},
@@ -21,6 +26,8 @@ use crate::{
 pub(crate) struct Context {
     pub(crate) node: Handle,
     pub(crate) drain: CancellationToken,
+    /// Where reads go that this node cannot serve.
+    pub(crate) elsewhere: Option<Arc<dyn Elsewhere>>,
 }
 
 impl Context {
@@ -47,6 +54,22 @@ impl Context {
             self.barrier(call.deadline).await?;
         }
         Ok(self.node.view())
+    }
+
+    /// What a unary read is answered from: this node's state, or another node's answer where this
+    /// one cannot say in time what is true now.
+    pub(crate) async fn find<Q: Read>(
+        &self,
+        request: &Q,
+        call: &Call,
+    ) -> Result<Found<Q::Answer>, Status> {
+        let here = self.view(request.stale(), call);
+        match &self.elsewhere {
+            Some(elsewhere) if !request.stale() => {
+                elsewhere::find(&**elsewhere, request, call, here).await
+            }
+            _ => here.await.map(Found::Here),
+        }
     }
 
     /// Waits until this node's state holds everything acknowledged before the call.
@@ -112,6 +135,19 @@ macro_rules! expect_result {
     };
 }
 pub(crate) use expect_result;
+
+/// The state that a unary read is answered from; returns another node's answer, where that gave one.
+macro_rules! view_here {
+    ($context:expr, $request:expr, $call:expr) => {
+        match $context.find($request, $call).await? {
+            $crate::services::elsewhere::Found::Here(view) => view,
+            $crate::services::elsewhere::Found::Elsewhere(answer) => {
+                return Ok(tonic::Response::new(answer));
+            }
+        }
+    };
+}
+pub(crate) use view_here;
 
 /// Reads what may take a while on a thread that may wait.
 pub(crate) async fn read<T: Send + 'static>(

@@ -15,7 +15,7 @@ use crate::{
         },
     },
     services::{
-        call::{Context, expect_result, invalid, read, revision},
+        call::{Context, expect_result, invalid, read, revision, view_here},
         gate::Call,
         snapshot::opening,
     },
@@ -100,7 +100,7 @@ impl DiscoveryService for Discovery {
         if request.service.is_empty() {
             return Err(invalid("service is empty"));
         }
-        let view = self.0.view(request.stale, &call).await?;
+        let view = view_here!(self.0, &request, &call);
         Ok(Response::new(read(view, move |view| resolve(view, &request)).await?))
     }
 
@@ -138,7 +138,7 @@ impl DiscoveryService for Discovery {
         mut request: Request<ListServicesRequest>,
     ) -> Result<Response<ListServicesResponse>, Status> {
         let call = Call::of(&mut request);
-        let view = self.0.view(request.into_inner().stale, &call).await?;
+        let view = view_here!(self.0, request.get_ref(), &call);
         let services = |view: &View| view.services().map_err(|error| from_store_error(&error));
         Ok(Response::new(read(view, services).await?))
     }

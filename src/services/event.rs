@@ -17,7 +17,7 @@ use crate::{
         },
     },
     services::{
-        call::{Context, expect_result, invalid, read},
+        call::{Context, expect_result, invalid, read, view_here},
         gate::Call,
     },
     streaming::{EventPlace, Events, Update, Updates, follow, updates},
@@ -104,7 +104,7 @@ impl EventService for EventStreams {
     ) -> Result<Response<ListStreamsResponse>, Status> {
         let call = Call::of(&mut request);
         let request = request.into_inner();
-        let view = self.0.view(request.stale, &call).await?;
+        let view = view_here!(self.0, &request, &call);
         let streams = move |view: &View| {
             view.streams(&request).map_err(|error| from_store_error(&error))?.map_err(from_refusal)
         };
@@ -117,7 +117,7 @@ impl EventService for EventStreams {
     ) -> Result<Response<DescribeStreamResponse>, Status> {
         let call = Call::of(&mut request);
         let request = request.into_inner();
-        let view = self.0.view(request.stale, &call).await?;
+        let view = view_here!(self.0, &request, &call);
         let described = view.describe_stream(&request);
         let described = described.map_err(|error| from_store_error(&error))?;
         Ok(Response::new(described.map_err(from_refusal)?))

@@ -112,7 +112,14 @@ pub(crate) struct Call {
     pub(crate) deadline: Option<Instant>,
     /// The place among the calls of its kind; a stream holds it until it ends.
     pub(crate) permit: Option<Arc<OwnedSemaphorePermit>>,
+    /// Whether another node passed it on to this one.
+    pub(crate) passed_on: bool,
 }
+
+/// In the extensions of a request that another node passed on to this one; nothing that comes by
+/// the client listener has it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PassedOn;
 
 impl Call {
     /// What the gate put into a request.
@@ -182,7 +189,9 @@ async fn answered(gate: &Gate, kind: Kind, mut request: Request, next: Next) -> 
         Err(status) => return answer(status),
     };
     let handler = deadline.map(|deadline| deadline.handler);
-    request.extensions_mut().insert(Call { deadline: handler, permit: permit.clone() });
+    let passed_on = request.extensions().get::<PassedOn>().is_some();
+    let call = Call { deadline: handler, permit: permit.clone(), passed_on };
+    request.extensions_mut().insert(call);
     let run = next.run(request);
     let response = match deadline {
         Some(deadline) => timeout_at(deadline.gate, run)

@@ -15,7 +15,7 @@ use crate::{
         },
     },
     services::{
-        call::{Context, about, expect_result, read, revision},
+        call::{Context, about, expect_result, read, revision, view_here},
         gate::Call,
         put_stream::PutStream,
     },
@@ -38,7 +38,7 @@ impl KvService for Kv {
         let request = request.into_inner();
         validate_range(&request).map_err(from_refusal)?;
         about(&request.key);
-        let view = self.0.view(request.stale, &call).await?;
+        let view = view_here!(self.0, &request, &call);
         // One key is read at once; a range may take a while.
         let single = request.range_end.is_empty();
         let range = move |view: &View| {

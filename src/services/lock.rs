@@ -15,7 +15,7 @@ use crate::{
         },
     },
     services::{
-        call::{Context, about, expect_result, invalid, read, revision},
+        call::{Context, about, expect_result, invalid, read, revision, view_here},
         gate::Call,
         snapshot::opening,
     },
@@ -92,7 +92,7 @@ impl LockService for Locks {
         if request.name.is_empty() {
             return Err(invalid("name is empty"));
         }
-        let view = self.0.view(request.stale, &call).await?;
+        let view = view_here!(self.0, &request, &call);
         let describe =
             move |view: &View| view.lock(&request.name).map_err(|error| from_store_error(&error));
         Ok(Response::new(read(view, describe).await?))
@@ -104,7 +104,7 @@ impl LockService for Locks {
     ) -> Result<Response<ListResponse>, Status> {
         let call = Call::of(&mut request);
         let request = request.into_inner();
-        let view = self.0.view(request.stale, &call).await?;
+        let view = view_here!(self.0, &request, &call);
         Ok(Response::new(read(view, move |view| list(view, &request)).await?))
     }
 

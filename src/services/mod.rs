@@ -9,6 +9,7 @@ mod call;
 mod cluster;
 mod deadline;
 mod discovery;
+mod elsewhere;
 mod event;
 mod gate;
 mod health;
@@ -25,6 +26,7 @@ mod snapshot;
 
 pub use cluster::Peers;
 pub(crate) use deadline::arrive;
+pub use elsewhere::{Asking, Elsewhere};
 pub use gate::Limits;
 pub use health::Health;
 pub use leader::LeaderHint;

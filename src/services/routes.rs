@@ -21,6 +21,7 @@ use crate::{
         call::Context,
         cluster::{Cluster, Peers},
         discovery::Discovery,
+        elsewhere::Elsewhere,
         event::EventStreams,
         gate::{self, Gate, Limits},
         health::{self, Health},
@@ -52,7 +53,7 @@ impl fmt::Debug for ClientSide {
 
 /// Puts the services of a node behind the gate. Cancelling `drain` ends all streams and refuses new
 /// calls; calls under way end by themselves. With a `lab`, clients may add faults to it; without one
-/// that service is not there.
+/// that service is not there. Reads that this node cannot serve go `elsewhere`, where there is one.
 #[must_use]
 pub fn client_side<P: Peers>(
     node: Handle,
@@ -60,10 +61,11 @@ pub fn client_side<P: Peers>(
     drain: CancellationToken,
     limits: Limits,
     lab: Option<Arc<LinkLab>>,
+    elsewhere: Option<Arc<dyn Elsewhere>>,
 ) -> ClientSide {
     let leader = LeaderHint::default();
     let gate = Arc::new(Gate::new(limits, drain.clone(), leader.clone()));
-    let context = Context { node, drain };
+    let context = Context { node, drain, elsewhere };
     let (reporter, health_service) = tonic_health::server::health_reporter();
 
     macro_rules! server {

@@ -14,7 +14,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower::ServiceExt as _;
 
-use crate::{client::balance::Endpoint, host::tcp, net::Dial, types::Duration};
+use crate::{
+    client::balance::Endpoint,
+    host::tcp,
+    net::{Dial, Tls},
+    types::Duration,
+};
 
 /// Why there is no connection, or why it is gone.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -70,7 +75,7 @@ pub enum CallError {
 #[must_use]
 pub struct Http2 {
     connect_timeout: Duration,
-    tls: Option<Arc<ClientConfig>>,
+    tls: Option<Dial>,
 }
 
 impl Default for Http2 {
@@ -93,7 +98,13 @@ impl Http2 {
 
     /// Dials by TLS. ALPN must offer `h2`.
     pub fn tls(mut self, config: Arc<ClientConfig>) -> Self {
-        self.tls = Some(config);
+        self.tls = Some(Dial::fixed(config));
+        self
+    }
+
+    /// Dials other nodes, with the certificates that this node's own listener for them has.
+    pub(crate) fn peers(mut self, tls: Arc<Tls>) -> Self {
+        self.tls = Some(Dial::peer(tls));
         self
     }
 }
@@ -122,17 +133,14 @@ impl Connect for Http2 {
     }
 }
 
-async fn establish(
-    address: &str,
-    tls: Option<Arc<ClientConfig>>,
-) -> Result<Arc<dyn Connection>, BoxError> {
+async fn establish(address: &str, tls: Option<Dial>) -> Result<Arc<dyn Connection>, BoxError> {
     let authority: Authority = address.parse()?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let origin =
         Uri::builder().scheme(scheme).authority(authority.clone()).path_and_query("/").build()?;
     let (sender, closed) = match tls {
         None => handshake(tcp::dial(&authority).await?).await?,
-        Some(config) => handshake(Dial::fixed(config).oneshot(origin.clone()).await?).await?,
+        Some(dial) => handshake(dial.oneshot(origin.clone()).await?).await?,
     };
     let Some(scheme) = origin.scheme().cloned() else { return Err("no scheme".into()) };
     Ok(Arc::new(Established { sender, scheme, authority, closed }))

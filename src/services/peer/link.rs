@@ -86,6 +86,11 @@ impl<T> Slot<T> {
         *lock(&self.0) = None;
     }
 
+    /// Whether the lane's connection stands.
+    pub(super) fn is_open(&self) -> bool {
+        lock(&self.0).is_some()
+    }
+
     /// Queues an item, unless there is no connection or its queue is full.
     pub(super) fn offer(&self, item: T) -> bool {
         lock(&self.0).as_ref().is_some_and(|sender| sender.try_send(item).is_ok())

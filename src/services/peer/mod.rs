@@ -15,6 +15,8 @@ mod inbox;
 mod lab;
 mod lanes;
 mod link;
+mod pass_in;
+mod pass_out;
 mod rate;
 mod service;
 mod snapshot_in;

@@ -16,8 +16,8 @@ use crate::{
         AppendEntriesRequest, AppendEntriesResponse, ForwardRequest, ForwardResponse,
         HandshakeRequest, HandshakeResponse, Identity, InstallSnapshotRequest,
         InstallSnapshotResponse, NodeStatusRequest, NodeStatusResponse, RequestVoteRequest,
-        RequestVoteResponse, TimeoutNowRequest, TimeoutNowResponse,
-        raft_service_server::RaftService,
+        RequestVoteResponse, ServeReadRequest, ServeReadResponse, TimeoutNowRequest,
+        TimeoutNowResponse, raft_service_server::RaftService,
     },
     raft::Message,
     types::{Duration, NodeId},
@@ -30,7 +30,7 @@ use super::{
     inbound::{self, ANSWERS_MAX},
     inbox::Inbox,
     lanes::{NODE_METADATA, learn_client_address},
-    snapshot_in,
+    pass_in, snapshot_in,
     transport::{CLUSTER_ID_METADATA, Shared},
 };
 
@@ -248,5 +248,25 @@ impl RaftService for PeerService {
         }
         let status = self.inbox()?.status().encode_to_vec().into();
         Ok(Response::new(NodeStatusResponse { status }))
+    }
+
+    async fn serve_read(
+        &self,
+        request: Request<ServeReadRequest>,
+    ) -> Result<Response<ServeReadResponse>, Status> {
+        let (shared, request) = (&self.shared, request.into_inner());
+        let checked = shared.directory.check(request.identity.as_ref());
+        let from = checked.map_err(Status::failed_precondition)?;
+        let kept = shared.hold(Line::from(from, Kind::Forward)).await;
+        if !kept || shared.turns_away(from, Way::From) {
+            return Err(cut());
+        }
+        let answer = shared.stop.run_until_cancelled(pass_in::answer(shared, request)).await;
+        let answer = answer.ok_or_else(|| Status::unavailable("the node is stopping"))??;
+        if !shared.hold(Line::to(from, Kind::ForwardAnswer)).await {
+            return Err(cut());
+        }
+        let identity = Some(shared.directory.identity(from));
+        Ok(Response::new(ServeReadResponse { identity, answer: Some(answer) }))
     }
 }

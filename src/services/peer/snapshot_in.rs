@@ -276,6 +276,11 @@ struct Key {
 pub(super) struct Arrivals(Mutex<Option<Arc<Arrival>>>);
 
 impl Arrivals {
+    /// Whether a snapshot is on its way, or being installed.
+    pub(super) fn is_busy(&self) -> bool {
+        lock(&self.0).as_ref().is_some_and(|arrival| arrival.is_busy())
+    }
+
     /// The arrival of this snapshot, with what is kept of it; one that it replaces is given up.
     fn enter(&self, key: Key, term: Term, dir: &Path) -> Result<Arc<Arrival>, String> {
         let mut current = lock(&self.0);

@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock, Weak},
 };
 
 use arc_swap::ArcSwapOption;
@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant as Deadline, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::Status;
+use tonic::{Status, service::Routes};
 use tracing::{debug, error, warn};
 
 use crate::{
@@ -30,6 +30,7 @@ use crate::{
         },
     },
     raft::Message,
+    services::Elsewhere,
     types::{ClusterId, Duration, GroupId, Instant, NodeId, Rng},
 };
 
@@ -42,6 +43,7 @@ use super::{
     lab::{LinkLab, kind_of},
     lanes::{Lane, LaneTask},
     link::{Link, lock},
+    pass_out,
     rate::Bucket,
     service::PeerService,
     snapshot_in, snapshot_out,
@@ -95,6 +97,7 @@ impl PeerTransport {
             refusals: Mutex::default(),
             logged: Mutex::default(),
             refused: watch::Sender::new(None),
+            reads: OnceLock::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
@@ -141,6 +144,19 @@ impl PeerTransport {
     pub fn service(&self) -> RaftServiceServer<PeerService> {
         RaftServiceServer::new(PeerService::new(Arc::clone(&self.shared)))
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// Answers the reads that other nodes pass on, through what clients of this node reach, for as
+    /// long as the caller keeps that. Called once; until then they are refused.
+    pub fn serve_reads(&self, routes: &Arc<Routes>) {
+        // A second call would be a second set of routes to the same node.
+        let _ = self.shared.reads.set(Arc::downgrade(routes));
+    }
+
+    /// The way to other nodes for the reads that this one cannot serve.
+    #[must_use]
+    pub fn elsewhere(&self, handle: &Handle) -> Arc<dyn Elsewhere> {
+        Arc::new(pass_out::Reads::new(Arc::clone(&self.shared), handle.clone()))
     }
 
     /// Ends all connections and streams, in and out, and waits until their tasks have ended, but
@@ -242,6 +258,9 @@ pub(super) struct Shared {
     pub(super) refusals: Mutex<BTreeSet<NodeId>>,
     logged: Mutex<BTreeSet<(u64, String)>>,
     pub(super) refused: watch::Sender<Option<String>>,
+    /// What clients of this node reach, for the reads that others pass on. It holds the node, which
+    /// holds this.
+    pub(super) reads: OnceLock<Weak<Routes>>,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
 }
