@@ -51,6 +51,12 @@ async fn an_answer_to_an_earlier_life_is_not_taken() {
     let here = cluster.client_at(lagging).with_timeout(LIMIT);
     assert!(here.kv().get("key").await.expect("it is well").is_some());
 
+    // The third node would answer the reads that wait here.
+    let third =
+        cluster.ids().into_iter().find(|id| ![leader, lagging].contains(id)).expect("three");
+    let lost = fault(lagging, Direction::FromPeer, MessageKind::Forward);
+    let lost = LinkFault { drop: 1.0, ..lost };
+    cluster.break_link(third, lost, LEASE * 2).await.expect("it has a lab");
     let late = fault(lagging, Direction::ToPeer, MessageKind::ForwardAnswer);
     let late = LinkFault { delay: LATE.try_into().ok(), ..late };
     cluster.break_link(leader, late, LEASE).await.expect("it has a lab");

@@ -16,6 +16,7 @@ mod leader_hint;
 mod load;
 mod locks;
 mod moves;
+mod passed_reads;
 mod pauses;
 mod put_streams;
 mod reads;
