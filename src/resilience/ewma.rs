@@ -85,7 +85,7 @@ impl PeakEwma {
     #[must_use]
     pub fn new(config: ValidConfig, now: Instant) -> Self {
         let Config { decay, seed, floor } = config.0;
-        // The sign marks a guess: no round trip is negative.
+        // Negative, as no round trip is: a guess, which the first one replaces.
         let seed = -nanos(seed);
         Self { word: Word::new(seed, decay, now), seed, floor: nanos(floor) }
     }
@@ -105,14 +105,9 @@ impl PeakEwma {
     /// draws it down by as much as the time since the last one weighs.
     pub fn observe(&self, rtt: Duration, now: Instant) {
         let rtt = nanos(rtt);
-        self.word.update(now, |cost, weight| {
-            if cost.is_sign_negative() || rtt >= cost {
-                rtt
-            } else {
-                // Never below `rtt`, so that the next peak is one.
-                cost.mul_add(weight, rtt * (1.0 - weight)).max(rtt)
-            }
-        });
+        // Never below `rtt`, so that a peak is taken whole; and so is the first one, since a guess
+        // is negative.
+        self.word.update(now, |cost, weight| cost.mul_add(weight, rtt * (1.0 - weight)).max(rtt));
     }
 
     /// The estimate at `now`: what is not seen again decays towards the floor, so that an endpoint

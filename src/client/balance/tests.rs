@@ -3,6 +3,7 @@
 
 mod fleet;
 mod scenarios;
+mod shares;
 mod spans;
 
 use std::sync::Arc;

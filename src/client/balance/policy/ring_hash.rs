@@ -128,6 +128,7 @@ impl Picker for Ring {
 mod tests {
     use super::*;
     use crate::client::balance::policy::testing::{backends, keyed, picked, weighing};
+    use crate::types::Instant;
 
     fn ring(ready: &[Arc<Backend>]) -> Box<dyn Picker> {
         RingHash::new().picker(&Candidates { ready, all: &[] })
@@ -182,6 +183,16 @@ mod tests {
             let place = other[second.pick(&other, &keyed(key))].endpoint();
             assert_eq!(one[first.pick(&one, &keyed(key))].endpoint(), place);
         }
+    }
+
+    #[test]
+    fn behind_the_last_point_comes_the_first() {
+        let ready = backends(9);
+        let ring = Ring::new(160, None, &ready);
+        let (first, last) = (ring.places[0], ring.places[ring.places.len() - 1]);
+        assert_ne!(first, last, "or nothing would be shown");
+        let end = Asked { key: None, chance: u64::MAX, now: Instant::ZERO };
+        assert_eq!(ring.pick(&ready, &end), first as usize);
     }
 
     #[test]

@@ -122,6 +122,22 @@ fn a_key_stays_at_home_while_there_is_room_and_returns_there() {
 }
 
 #[test]
+fn the_keys_of_a_full_endpoint_part() {
+    for policy in by_key(1.25) {
+        let ready = backends(10);
+        let picker = policy.picker(&Candidates { ready: &ready, all: &[] });
+        let theirs = (0..1_000).filter(|key| picker.pick(&ready, &keyed(*key)) == 4);
+        let theirs: Vec<u64> = theirs.collect();
+        let load = || Call::start(Arc::clone(ready[4].shared_load()), Clock::start());
+        let held = [load(), load()];
+        let heirs: BTreeSet<_> =
+            theirs.iter().map(|key| picker.pick(&ready, &keyed(*key))).collect();
+        drop(held);
+        assert!(heirs.len() > 6 && !heirs.contains(&4), "{}: {heirs:?}", policy.name());
+    }
+}
+
+#[test]
 fn without_a_bound_a_key_stays_whatever_the_load() {
     let unbounded: [Box<dyn Policy>; 2] = [
         Box::new(RingHash::new().without_load_factor()),

@@ -214,6 +214,17 @@ mod tests {
     }
 
     #[test]
+    fn on_each_side_the_policy_within_is_as_even_as_alone() {
+        let (ready, all) = fleet((5, 10), (5, 5));
+        let picker = ZoneAware::new("a", Random).picker(&Candidates { ready: &ready, all: &all });
+        let mut counts = [0_u32; 10];
+        asked(1).take(100_000).for_each(|call| counts[picker.pick(&ready, &call)] += 1);
+        let (own, others) = counts.split_at(5);
+        assert!(own.iter().all(|count| count.abs_diff(14_000) < 600), "{counts:?}");
+        assert!(others.iter().all(|count| count.abs_diff(6_000) < 400), "{counts:?}");
+    }
+
+    #[test]
     fn where_all_zones_lack_capacity_each_gets_its_part() {
         let policy = ZoneAware::new("a", Random);
         let stayed = stay(&policy, (2, 10), (4, 10));

@@ -59,12 +59,7 @@ fn chosen(client: u64, size: usize, all: Vec<Endpoint>) -> Vec<Endpoint> {
     let mut serving: Vec<_> = all.iter().filter(|one| !one.is_draining()).map(rank).collect();
     serving.sort_unstable();
     let Some(last) = serving.get(size - 1).or(serving.last()).cloned() else { return all };
-    let all_serving_fit = serving.len() <= size;
-    let stays = |endpoint: &Endpoint| {
-        let fits = all_serving_fit && !endpoint.is_draining();
-        fits || rank(endpoint) <= last
-    };
-    all.into_iter().filter(stays).collect()
+    all.into_iter().filter(|endpoint| rank(endpoint) <= last).collect()
 }
 
 #[cfg(test)]
