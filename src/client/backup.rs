@@ -3,11 +3,12 @@
 use core::fmt;
 
 use tokio::time::{Instant, timeout, timeout_at};
-use tonic::{Streaming, transport::Channel};
+use tonic::Streaming;
 
 use crate::{
     client::{
         Client, Error,
+        balance::Picked,
         call::{Attempts, Effect, Limit},
     },
     pb::cluster::v1::{
@@ -36,13 +37,21 @@ impl SnapshotParts {
         let mut attempts = Attempts::new(client, Effect::Read, limit);
         let deadline = Instant::now() + client.timeout();
         loop {
-            let (number, channel) = client.pool.current();
             let started = Instant::now();
+            let node = match client.pick(&attempts).await {
+                Ok(node) => node,
+                Err(error) => {
+                    attempts.failed(None, started, error).await?;
+                    continue;
+                }
+            };
             // The call itself has no deadline: the stream may take long.
-            let opened = timeout_at(deadline, stub(channel).save_snapshot(request)).await;
+            let opened = timeout_at(deadline, stub(node.clone()).save_snapshot(request)).await;
             match opened {
                 Ok(Ok(stream)) => return Ok(Self(stream.into_inner())),
-                Ok(Err(status)) => attempts.failed(number, started, status.into()).await?,
+                Ok(Err(status)) => {
+                    attempts.failed(Some(node.address()), started, status.into()).await?;
+                }
                 Err(_) => return Err(attempts.expired()),
             }
         }
@@ -63,6 +72,6 @@ impl SnapshotParts {
     }
 }
 
-fn stub(channel: Channel) -> ClusterServiceClient<Channel> {
-    ClusterServiceClient::new(channel)
+fn stub(node: Picked) -> ClusterServiceClient<Picked> {
+    ClusterServiceClient::new(node)
 }

@@ -3,14 +3,18 @@
 //! Building opens no connection; the first call does. It must therefore happen inside a tokio
 //! runtime, building need not.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+use tokio_util::sync::DropGuard;
 
 use crate::{
     client::{
         Cluster, Discovery, Error, Events, Kv, Lab, Locks, Sessions, Tls,
-        pool::{Dialling, Pool, Slot},
+        balance::{self, Balance, Endpoint, Http2, LeastRequests, Policy, View},
+        router::{Router, follow_registry},
     },
     observe::TraceParent,
+    resilience::backoff,
     types::Duration,
 };
 
@@ -23,10 +27,22 @@ const PATIENCE_DEFAULT: Duration = Duration::from_secs(30);
 /// How long one attempt to connect may take: short, so that a dead node costs little.
 const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_millis(400);
 
+/// The pauses between attempts to connect to a node: short, because a node that starts again, and a
+/// cluster that elects, are back soon.
+const BACKOFF: backoff::Config = backoff::Config {
+    base: Duration::from_millis(20),
+    factor: 1.6,
+    jitter: 0.2,
+    max: Duration::from_secs(1),
+};
+
 /// A client of one cluster. Cheap to clone; clones share their connections.
 #[derive(Clone, Debug)]
 pub struct Client {
-    pub(super) pool: Arc<Pool>,
+    pub(super) router: Arc<Router>,
+    /// Keeps the router told of the registered nodes, from the first call until the last clone of
+    /// this client is dropped. Absent where that is not wanted.
+    following: Option<Arc<OnceLock<DropGuard>>>,
     pub(super) timeout: Duration,
     pub(super) patience: Duration,
     pub(super) parent: Option<TraceParent>,
@@ -76,10 +92,32 @@ impl Client {
         self.timeout
     }
 
-    /// The endpoints that the client was built with, as `host:port`, and those it was led to.
+    /// The nodes that the client knows, as `host:port`: those it was built with, those it was led
+    /// to, and those that are registered.
     #[must_use]
     pub fn endpoints(&self) -> Vec<String> {
-        self.pool.addresses()
+        self.router.addresses()
+    }
+
+    /// The balancer over the nodes that the client knows: its view, its metrics, and a service for
+    /// any client that tonic generated. Must be called inside a tokio runtime; connections are made
+    /// from the first call on.
+    #[must_use]
+    pub fn balance(&self) -> Balance {
+        self.follow_registry();
+        self.router.balance().clone()
+    }
+
+    /// How the nodes and their connections stand. As [`Client::balance`].
+    #[must_use]
+    pub fn view(&self) -> View {
+        self.balance().view()
+    }
+
+    pub(super) fn follow_registry(&self) {
+        if let Some(following) = &self.following {
+            following.get_or_init(|| follow_registry(Self { following: None, ..self.clone() }));
+        }
     }
 
     /// The revisioned keyspace.
@@ -134,6 +172,8 @@ pub struct Builder {
     patience: Duration,
     connect_timeout: Duration,
     tls: Option<Tls>,
+    balance: balance::Builder,
+    discover: bool,
 }
 
 impl Default for Builder {
@@ -144,6 +184,10 @@ impl Default for Builder {
             patience: PATIENCE_DEFAULT,
             connect_timeout: CONNECT_TIMEOUT_DEFAULT,
             tls: None,
+            balance: Balance::builder()
+                .policy(LeastRequests)
+                .backoff(BACKOFF.validate().expect("its figures are in range")),
+            discover: true,
         }
     }
 }
@@ -179,6 +223,23 @@ impl Builder {
         self
     }
 
+    /// How the node for a read is chosen, and for a change while the leader is not known or not
+    /// reached. Default [`LeastRequests`].
+    pub fn policy(mut self, policy: impl Policy) -> Self {
+        self.balance = self.balance.policy(policy);
+        self
+    }
+
+    /// Whether the client learns of nodes from the registry, where each node registers itself as an
+    /// instance of the service `quorate`: calls then go to all of them, also at addresses that are
+    /// not among the endpoints, and not to nodes that drain. Default yes. Without it the endpoints,
+    /// and nodes that refusals name, are all that is asked: for clients that mean one certain node,
+    /// and where registered addresses cannot be reached.
+    pub const fn discover(mut self, discover: bool) -> Self {
+        self.discover = discover;
+        self
+    }
+
     /// Dials every node by TLS. Without it all is plaintext.
     pub fn tls(mut self, tls: Tls) -> Self {
         self.tls = Some(tls);
@@ -195,15 +256,33 @@ impl Builder {
             return Err(Error::invalid("a client needs at least one endpoint"));
         }
         let tls = self.tls.as_ref().map(Tls::config).transpose()?;
-        let dialling = Dialling { connect_timeout: self.connect_timeout, tls };
-        let slots = self
+        let endpoints = self
             .endpoints
             .iter()
-            .map(|endpoint| Slot::parse(endpoint, &dialling))
+            .map(|endpoint| parse(endpoint, tls.is_some()))
             .collect::<Result<_, _>>()?;
-        let pool = Arc::new(Pool::new(slots, dialling));
-        Ok(Client { pool, timeout: self.timeout, patience: self.patience, parent: None })
+        let mut connect = Http2::new().connect_timeout(self.connect_timeout);
+        if let Some(config) = tls {
+            connect = connect.tls(config);
+        }
+        let router = Arc::new(Router::new(endpoints, self.balance.clone().connect(connect)));
+        let following = self.discover.then(Arc::default);
+        let (timeout, patience) = (self.timeout, self.patience);
+        Ok(Client { router, following, timeout, patience, parent: None })
     }
+}
+
+/// Takes `host:port`, or the same behind the scheme that goes with how nodes are dialled.
+fn parse(text: &str, tls: bool) -> Result<Endpoint, Error> {
+    let wrong = |why: &str| Error::invalid(format!("endpoint {text:?} {why}"));
+    let (scheme, address) = text.split_once("://").unwrap_or(("", text));
+    match (scheme, tls) {
+        ("", _) | ("http", false) | ("https", true) => {}
+        ("https", false) => return Err(wrong("asks for TLS: name the CA to trust as well")),
+        ("http", true) => return Err(wrong("asks for plaintext, and there is a CA for TLS")),
+        _ => return Err(wrong("is not host:port")),
+    }
+    Endpoint::new(address.trim_end_matches('/')).map_err(|_| wrong("is not host:port"))
 }
 
 /// OpenTelemetry's current span.

@@ -1,16 +1,18 @@
-//! One unary call: attempts on one endpoint after another until an answer or the limit.
+//! One unary call: attempts at one node after another until an answer or the limit.
 //!
+//! An attempt ends before the call does where another node may answer instead: a node that is
+//! paused must not cost the whole call.
 //! What was certainly not proposed is always tried again. What may have been is tried again
 //! unless repeating it could do harm. When the limit comes, the error tells the two apart: a call
 //! of which every attempt was turned away is a definite refusal, any other is unknown.
 
-use std::future::Future;
+use std::{future::Future, sync::Arc};
 
 use tokio::time::{Instant, sleep_until, timeout_at};
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status};
 
 use crate::{
-    client::{Client, Error},
+    client::{Client, Error, balance::Picked},
     host,
     net::Fault,
     observe::TRACEPARENT,
@@ -45,6 +47,8 @@ pub(crate) enum Effect {
 pub(crate) enum Limit {
     /// This long in all.
     Within(Duration),
+    /// This long in all, most of it waiting for a turn: nothing is gained by asking elsewhere.
+    Waiting(Duration),
     /// As long as it takes, but not this long without a node that takes it: first, and once it
     /// was established.
     Outage { first: Duration, established: Duration },
@@ -54,7 +58,7 @@ impl Client {
     pub(crate) async fn read<Q, R, F>(
         &self,
         request: Q,
-        send: impl Fn(Channel, tonic::Request<Q>) -> F,
+        send: impl Fn(Picked, tonic::Request<Q>) -> F,
     ) -> Result<R, Error>
     where
         Q: Clone,
@@ -66,7 +70,7 @@ impl Client {
     pub(crate) async fn write<Q, R, F>(
         &self,
         request: Q,
-        send: impl Fn(Channel, tonic::Request<Q>) -> F,
+        send: impl Fn(Picked, tonic::Request<Q>) -> F,
     ) -> Result<R, Error>
     where
         Q: Clone,
@@ -80,7 +84,7 @@ impl Client {
         effect: Effect,
         limit: Limit,
         request: Q,
-        send: impl Fn(Channel, tonic::Request<Q>) -> F,
+        send: impl Fn(Picked, tonic::Request<Q>) -> F,
     ) -> Result<R, Error>
     where
         Q: Clone,
@@ -88,28 +92,50 @@ impl Client {
     {
         let mut attempts = Attempts::new(self, effect, limit);
         loop {
-            let (number, channel) = self.pool.current();
+            let started = Instant::now();
+            let node = match self.pick(&attempts).await {
+                Ok(node) => node,
+                Err(error) => {
+                    attempts.failed(None, started, error).await?;
+                    continue;
+                }
+            };
             let mut message = tonic::Request::new(request.clone());
-            if let Some(left) = attempts.left() {
-                message.set_timeout(left);
+            if let Some(limit) = attempts.attempt_limit() {
+                message.set_timeout(limit);
             }
             if let Some(parent) = self.trace_parent() {
                 let text = parent.to_string().parse().expect("hexadecimal digits and dashes");
                 message.metadata_mut().insert(TRACEPARENT, text);
             }
-            let started = Instant::now();
-            let answer = match attempts.deadline {
-                None => send(channel, message).await,
-                Some(deadline) => match timeout_at(deadline, send(channel, message)).await {
-                    Ok(answer) => answer,
-                    Err(_) => return Err(attempts.expired()),
-                },
-            };
-            match answer {
-                Ok(answer) => return Ok(answer.into_inner()),
-                Err(status) => attempts.failed(number, started, status.into()).await?,
+            match send(node.clone(), message).await {
+                Ok(answer) => {
+                    self.router.heard(answer.metadata());
+                    return Ok(answer.into_inner());
+                }
+                Err(status) => {
+                    self.router.heard(status.metadata());
+                    attempts.failed(Some(node.address()), started, status.into()).await?;
+                }
             }
         }
+    }
+
+    /// Chooses the node for the next attempt.
+    ///
+    /// # Errors
+    /// Where no node can be called. Nothing was sent then.
+    pub(crate) async fn pick(&self, attempts: &Attempts<'_>) -> Result<Picked, Error> {
+        self.follow_registry();
+        let picking = self.router.pick(attempts.effect, &attempts.failed_at);
+        let picked = match attempts.deadline {
+            None => picking.await,
+            Some(deadline) => match timeout_at(deadline, picking).await {
+                Ok(picked) => picked,
+                Err(_) => return Err(Error::unresolved("no connection yet".to_owned())),
+            },
+        };
+        Ok(picked?.for_attempt(attempts.failures.saturating_add(1)))
     }
 }
 
@@ -124,7 +150,9 @@ pub(crate) struct Attempts<'a> {
     established: bool,
     unknown: bool,
     last: Option<Error>,
-    failures: usize,
+    failures: u32,
+    /// The nodes at which attempts failed, until each was asked.
+    failed_at: Vec<Arc<str>>,
     /// How many attempts in a row failed for reasons that waiting does not mend.
     closed_doors: usize,
     backoff: Backoff,
@@ -133,7 +161,7 @@ pub(crate) struct Attempts<'a> {
 impl<'a> Attempts<'a> {
     pub(crate) fn new(client: &'a Client, effect: Effect, limit: Limit) -> Self {
         let deadline = match limit {
-            Limit::Within(span) => Some(Instant::now() + span),
+            Limit::Within(span) | Limit::Waiting(span) => Some(Instant::now() + span),
             Limit::Outage { .. } => None,
         };
         Self {
@@ -146,14 +174,25 @@ impl<'a> Attempts<'a> {
             unknown: false,
             last: None,
             failures: 0,
+            failed_at: Vec::new(),
             closed_doors: 0,
             backoff: Backoff::new(),
         }
     }
 
-    /// What is left until the deadline.
-    pub(crate) fn left(&self) -> Option<Duration> {
-        self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    /// How long the next attempt may take: what is left, and at first a part of it where another
+    /// node may answer instead and sending again does no harm.
+    fn attempt_limit(&self) -> Option<Duration> {
+        let left = self.deadline?.saturating_duration_since(Instant::now());
+        let may_go_on = matches!(self.limit, Limit::Within(_)) && self.effect != Effect::Once;
+        if !may_go_on || self.client.router.len() < 2 {
+            return Some(left);
+        }
+        Some(match self.failures {
+            0 => left / 4,
+            1 => left / 2,
+            _ => left,
+        })
     }
 
     /// Takes note of a failed attempt and waits for the next one.
@@ -162,13 +201,17 @@ impl<'a> Attempts<'a> {
     /// Where there is to be none.
     pub(crate) async fn failed(
         &mut self,
-        number: usize,
+        at: Option<&str>,
         started: Instant,
-        error: Error,
+        mut error: Error,
     ) -> Result<(), Error> {
         self.unknown |= error.outcome_unknown();
         if error.code() == Code::DeadlineExceeded {
-            return Err(self.expired());
+            // The attempt's time was over, which need not be the call's.
+            if self.deadline.is_none_or(|deadline| Instant::now() >= deadline) {
+                return Err(self.expired());
+            }
+            error = Error::broken("a node gave no answer in time");
         }
         if !error.is_passing() {
             // Of a change, the node looks for an earlier attempt only where it takes this one in.
@@ -180,21 +223,24 @@ impl<'a> Attempts<'a> {
             return Err(error.into_unknown());
         }
         let closed = error.tls_fault().is_some_and(Fault::stays);
-        self.closed_doors = if closed { self.closed_doors + 1 } else { 0 };
+        let router = &self.client.router;
+        // Where nothing could be picked, that is so of all of them.
+        let doors = if at.is_some() { 1 } else { router.len() };
+        self.closed_doors = if closed { self.closed_doors + doors } else { 0 };
         let now = Instant::now();
         if now - started >= ESTABLISHED_AFTER {
             self.established = true;
             self.outage_since = None;
             self.backoff = Backoff::new();
         }
-        let pool = &self.client.pool;
-        let led = error.fact("leader_address").is_some_and(|leader| pool.follow(number, leader));
-        if !led {
-            pool.leave(number);
-        }
+        let led = error.fact("leader_address").is_some_and(|leader| router.follow(at, leader));
+        self.failures = self.failures.saturating_add(1);
+        self.failed_at.extend(at.map(Arc::from));
         // What one node asks for does not bind another: it counts once each was asked.
-        self.failures += 1;
-        let all_asked = self.failures.is_multiple_of(pool.len());
+        let all_asked = at.is_none() || self.failed_at.len() >= router.len();
+        if all_asked {
+            self.failed_at.clear();
+        }
         let pause = self.backoff.pause(error.retry_after().filter(|_| all_asked && !led));
         // What a node says tells more than that others are not reached.
         if !error.reason().is_empty() || self.last.as_ref().is_none_or(|l| l.reason().is_empty()) {
@@ -202,12 +248,14 @@ impl<'a> Attempts<'a> {
         }
         let outage_since = *self.outage_since.get_or_insert(now);
         let give_up_at = match self.limit {
-            Limit::Within(_) => self.deadline.expect("a call within a span has a deadline"),
+            Limit::Within(_) | Limit::Waiting(_) => {
+                self.deadline.expect("a call within a span has a deadline")
+            }
             Limit::Outage { first, established } => {
                 outage_since + if self.established { established } else { first }
             }
         };
-        let locked_out = !self.established && self.closed_doors >= pool.len();
+        let locked_out = !self.established && self.closed_doors >= router.len();
         if locked_out || now + pause >= give_up_at {
             return Err(self.exhausted());
         }
@@ -218,7 +266,7 @@ impl<'a> Attempts<'a> {
     /// The deadline came while an attempt was under way.
     pub(crate) fn expired(&self) -> Error {
         let within = match self.limit {
-            Limit::Within(span) | Limit::Outage { first: span, .. } => span,
+            Limit::Within(span) | Limit::Waiting(span) | Limit::Outage { first: span, .. } => span,
         };
         Error::deadline(within, self.effect != Effect::Read, self.last.as_ref())
     }
@@ -229,7 +277,7 @@ impl<'a> Attempts<'a> {
             return self.expired();
         }
         let last = self.last.take().expect("set before the limit is looked at");
-        last.of_all(&self.client.pool.addresses())
+        last.of_all(&self.client.router.addresses())
     }
 }
 

@@ -1,10 +1,9 @@
 //! The cluster as an operator sees it.
 
-use tonic::transport::Channel;
-
 use crate::{
     client::{
         Client, Error, SnapshotParts,
+        balance::Picked,
         call::{Effect, Limit},
     },
     pb::cluster::v1::{
@@ -78,6 +77,6 @@ impl Cluster {
     }
 }
 
-fn stub(channel: Channel) -> ClusterServiceClient<Channel> {
-    ClusterServiceClient::new(channel)
+fn stub(node: Picked) -> ClusterServiceClient<Picked> {
+    ClusterServiceClient::new(node)
 }

@@ -1,11 +1,12 @@
 //! Services and their instances: register, renew, resolve, watch.
 
 use bytes::Bytes;
-use tonic::{Status, Streaming, transport::Channel};
+use tonic::{Status, Streaming};
 
 use crate::{
     client::{
         Client, Error, Registration, RegistrationRequest, Resuming,
+        balance::Picked,
         call::ANSWER_BYTES_MAX,
         reconcile::{Entry, Reconciling},
         request::identified,
@@ -154,15 +155,15 @@ impl Discovery {
     }
 }
 
-fn stub(channel: Channel) -> DiscoveryServiceClient<Channel> {
-    DiscoveryServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
+fn stub(node: Picked) -> DiscoveryServiceClient<Picked> {
+    DiscoveryServiceClient::new(node).max_decoding_message_size(ANSWER_BYTES_MAX)
 }
 
 impl Resume for Reconciling<WatchRequest> {
     type Response = WatchResponse;
 
-    async fn open(self, channel: Channel) -> Result<Streaming<WatchResponse>, Status> {
-        Ok(stub(channel).watch(self.request).await?.into_inner())
+    async fn open(self, node: Picked) -> Result<Streaming<WatchResponse>, Status> {
+        Ok(stub(node).watch(self.request).await?.into_inner())
     }
 
     fn reopened(&mut self) {

@@ -158,9 +158,12 @@ impl From<Status> for Error {
             Some(_) => Standing::NotProposed,
             None => standing(&status, reason.as_deref()),
         };
+        let never_sent = caused_by::<NotSent>(&status);
         let told = status.message().split_once('\n').map_or(status.message(), |(first, _)| first);
         let message = match causes(&status) {
             _ if tls_fault.is_some() => tls_told(&status, tls_fault),
+            // Of several nodes; what the last one said is enough.
+            Some(causes) if never_sent => causes,
             Some(causes) if !told.is_empty() => format!("{told}: {causes}"),
             Some(causes) => causes,
             None if told.is_empty() => status.code().description().to_lowercase(),

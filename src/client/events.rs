@@ -1,10 +1,11 @@
 //! Event streams: append, read, subscribe.
 
-use tonic::{Status, Streaming, transport::Channel};
+use tonic::{Status, Streaming};
 
 use crate::{
     client::{
         Client, Error, Resuming,
+        balance::Picked,
         call::ANSWER_BYTES_MAX,
         request::identified,
         resume::{Outlook, Resume},
@@ -174,8 +175,8 @@ impl Events {
     }
 }
 
-fn stub(channel: Channel) -> EventServiceClient<Channel> {
-    EventServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
+fn stub(node: Picked) -> EventServiceClient<Picked> {
+    EventServiceClient::new(node).max_decoding_message_size(ANSWER_BYTES_MAX)
 }
 
 impl Resume for ReadRequest {
@@ -183,8 +184,8 @@ impl Resume for ReadRequest {
 
     const ENDS: bool = true;
 
-    async fn open(self, channel: Channel) -> Result<Streaming<ReadResponse>, Status> {
-        Ok(stub(channel).read(self).await?.into_inner())
+    async fn open(self, node: Picked) -> Result<Streaming<ReadResponse>, Status> {
+        Ok(stub(node).read(self).await?.into_inner())
     }
 
     fn advance(&mut self, response: &mut ReadResponse) -> Outlook {
@@ -205,8 +206,8 @@ impl Resume for ReadRequest {
 impl Resume for SubscribeRequest {
     type Response = SubscribeResponse;
 
-    async fn open(self, channel: Channel) -> Result<Streaming<SubscribeResponse>, Status> {
-        Ok(stub(channel).subscribe(self).await?.into_inner())
+    async fn open(self, node: Picked) -> Result<Streaming<SubscribeResponse>, Status> {
+        Ok(stub(node).subscribe(self).await?.into_inner())
     }
 
     fn advance(&mut self, response: &mut SubscribeResponse) -> Outlook {

@@ -1,11 +1,12 @@
 //! The revisioned keyspace: reads, writes, transactions and watches.
 
 use bytes::Bytes;
-use tonic::{Status, Streaming, transport::Channel};
+use tonic::{Status, Streaming};
 
 use crate::{
     client::{
         Client, Error, PutStream, Resuming,
+        balance::Picked,
         call::ANSWER_BYTES_MAX,
         request::identified,
         resume::{Outlook, Resume},
@@ -166,15 +167,15 @@ impl Kv {
     }
 }
 
-fn stub(channel: Channel) -> KvServiceClient<Channel> {
-    KvServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
+fn stub(node: Picked) -> KvServiceClient<Picked> {
+    KvServiceClient::new(node).max_decoding_message_size(ANSWER_BYTES_MAX)
 }
 
 impl Resume for WatchRequest {
     type Response = WatchResponse;
 
-    async fn open(self, channel: Channel) -> Result<Streaming<WatchResponse>, Status> {
-        Ok(stub(channel).watch(self).await?.into_inner())
+    async fn open(self, node: Picked) -> Result<Streaming<WatchResponse>, Status> {
+        Ok(stub(node).watch(self).await?.into_inner())
     }
 
     fn advance(&mut self, response: &mut WatchResponse) -> Outlook {

@@ -2,11 +2,10 @@
 //!
 //! Each node breaks its own links only, so build a client of one endpoint to choose the node.
 
-use tonic::transport::Channel;
-
 use crate::{
     client::{
         Client, Error,
+        balance::Picked,
         call::{Effect, Limit},
     },
     pb::lab::v1::{
@@ -45,7 +44,7 @@ impl Lab {
             .map_err(|_| Error::invalid("lease: must lie between 1ms and 10min"))?;
         let request = AddLinkFaultRequest { fault: Some(fault), lease: Some(lease) };
         let limit = Limit::Within(self.client.timeout());
-        let send = async |c, q| LabServiceClient::<Channel>::new(c).add_link_fault(q).await;
+        let send = async |c, q| LabServiceClient::<Picked>::new(c).add_link_fault(q).await;
         self.client.call(Effect::Once, limit, request, send).await
     }
 
@@ -56,7 +55,7 @@ impl Lab {
     /// # Errors
     /// UNIMPLEMENTED where the node was started without `--lab`.
     pub async fn link_faults(&self) -> Result<ListLinkFaultsResponse, Error> {
-        let send = async |c, q| LabServiceClient::<Channel>::new(c).list_link_faults(q).await;
+        let send = async |c, q| LabServiceClient::<Picked>::new(c).list_link_faults(q).await;
         self.client.read(ListLinkFaultsRequest {}, send).await
     }
 
@@ -71,7 +70,7 @@ impl Lab {
         fault_ids: &[u64],
     ) -> Result<ClearLinkFaultsResponse, Error> {
         let request = ClearLinkFaultsRequest { fault_ids: fault_ids.to_vec() };
-        let send = async |c, q| LabServiceClient::<Channel>::new(c).clear_link_faults(q).await;
+        let send = async |c, q| LabServiceClient::<Picked>::new(c).clear_link_faults(q).await;
         self.client.write(request, send).await
     }
 }

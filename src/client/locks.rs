@@ -1,11 +1,12 @@
 //! Locks: acquire, renew, release, and watch who holds them.
 
 use bytes::Bytes;
-use tonic::{Status, Streaming, transport::Channel};
+use tonic::{Status, Streaming};
 
 use crate::{
     client::{
         Client, Error, LockGuard, LockRequest, Resuming,
+        balance::Picked,
         call::{Effect, Limit},
         reconcile::{Entry, Reconciling},
         request::identified,
@@ -92,7 +93,7 @@ impl Locks {
             Some(wait) => {
                 let wait = Duration::try_from(*wait)
                     .map_err(|_| Error::invalid("wait must not be negative"))?;
-                Limit::Within(timeout.saturating_add(wait))
+                Limit::Waiting(timeout.saturating_add(wait))
             }
         };
         let request = identified(request);
@@ -146,15 +147,15 @@ impl Locks {
     }
 }
 
-fn stub(channel: Channel) -> LockServiceClient<Channel> {
-    LockServiceClient::new(channel)
+fn stub(node: Picked) -> LockServiceClient<Picked> {
+    LockServiceClient::new(node)
 }
 
 impl Resume for Reconciling<WatchRequest> {
     type Response = WatchResponse;
 
-    async fn open(self, channel: Channel) -> Result<Streaming<WatchResponse>, Status> {
-        Ok(stub(channel).watch(self.request).await?.into_inner())
+    async fn open(self, node: Picked) -> Result<Streaming<WatchResponse>, Status> {
+        Ok(stub(node).watch(self.request).await?.into_inner())
     }
 
     fn reopened(&mut self) {

@@ -46,12 +46,12 @@ mod lab;
 mod lease;
 mod lock_guard;
 mod locks;
-mod pool;
 mod put_stream;
 mod reconcile;
 mod registration;
 mod request;
 mod resume;
+mod router;
 mod session_guard;
 mod sessions;
 #[cfg(test)]

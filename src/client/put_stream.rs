@@ -17,12 +17,12 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 use uuid::Uuid;
 
 use crate::{
     client::{
         Client, Error,
+        balance::Picked,
         call::{Attempts, Effect, Limit},
     },
     host,
@@ -362,16 +362,24 @@ impl Carrier {
         let mut outage = None;
         let mut limit = Limit::Outage { first: client.timeout, established: client.patience };
         loop {
-            let (number, channel) = client.pool.current();
             let (started, before) = (Instant::now(), self.acknowledged());
-            let Err(error) = self.connection(channel).await else { return Ok(()) };
+            let attempts =
+                outage.get_or_insert_with(|| Attempts::new(&client, Effect::Write, limit));
+            let node = match client.pick(attempts).await {
+                Ok(node) => node,
+                Err(error) => {
+                    attempts.failed(None, started, error).await?;
+                    continue;
+                }
+            };
+            let Err(error) = self.connection(node.clone()).await else { return Ok(()) };
             if self.acknowledged() > before {
-                outage = None;
                 limit = Limit::Outage { first: client.patience, established: client.patience };
+                outage = None;
             }
             let attempts =
                 outage.get_or_insert_with(|| Attempts::new(&client, Effect::Write, limit));
-            attempts.failed(number, started, error).await?;
+            attempts.failed(Some(node.address()), started, error).await?;
         }
     }
 
@@ -381,10 +389,10 @@ impl Carrier {
 
     /// Carries the stream over one connection until everything is acknowledged and nothing more
     /// comes.
-    async fn connection(&mut self, channel: Channel) -> Result<(), Error> {
+    async fn connection(&mut self, node: Picked) -> Result<(), Error> {
         self.unsent = 0;
         let (sender, requests) = mpsc::channel(QUEUED_MESSAGES_MAX);
-        let mut stub = KvServiceClient::new(channel);
+        let mut stub = KvServiceClient::new(node);
         let opened = timeout(self.client.timeout, stub.put_stream(ReceiverStream::new(requests)));
         let mut acks = match opened.await {
             Ok(answer) => answer?.into_inner(),

@@ -3,13 +3,14 @@
 //! The request carries the place: each response moves it on, and a break opens a new stream with
 //! it, on another endpoint where need be. Nothing is told twice and nothing is left out.
 
-use std::{fmt, future::Future};
+use std::{fmt, future::Future, sync::Arc};
 
 use tokio::time::{Instant, timeout_at};
-use tonic::{Status, Streaming, transport::Channel};
+use tonic::{Status, Streaming};
 
 use crate::client::{
     Client, Error,
+    balance::Picked,
     call::{Attempts, Effect, Limit},
 };
 
@@ -35,7 +36,7 @@ pub trait Resume: Clone + Send {
     /// Opens the stream at the request's place.
     fn open(
         self,
-        channel: Channel,
+        node: Picked,
     ) -> impl Future<Output = Result<Streaming<Self::Response>, Status>> + Send;
 
     /// A new stream was opened, not the first.
@@ -50,7 +51,7 @@ pub trait Resume: Clone + Send {
 pub struct Resuming<Q: Resume> {
     client: Client,
     request: Q,
-    stream: Option<(usize, Instant, Streaming<Q::Response>)>,
+    stream: Option<(Arc<str>, Instant, Streaming<Q::Response>)>,
     opened: bool,
     ended: bool,
     breaks: u64,
@@ -70,7 +71,7 @@ impl<Q: Resume> Resuming<Q> {
     /// patience once it was established.
     pub async fn next(&mut self) -> Result<Option<Q::Response>, Error> {
         while !self.ended {
-            let Some((number, since, stream)) = &mut self.stream else {
+            let Some((at, since, stream)) = &mut self.stream else {
                 self.open().await?;
                 continue;
             };
@@ -87,14 +88,14 @@ impl<Q: Resume> Resuming<Q> {
                 Ok(None) => Error::broken("the stream ended"),
                 Err(status) => status.into(),
             };
-            let (number, since) = (*number, *since);
+            let (at, since) = (Arc::clone(at), *since);
             self.stream = None;
             if !broken.is_passing() {
                 return Err(broken);
             }
             self.breaks += 1;
             let mut attempts = Attempts::new(&self.client, Effect::Read, self.limit());
-            attempts.failed(number, since, broken).await?;
+            attempts.failed(Some(&at), since, broken).await?;
         }
         self.ended = true;
         self.stream = None;
@@ -116,22 +117,29 @@ impl<Q: Resume> Resuming<Q> {
     async fn open(&mut self) -> Result<(), Error> {
         let mut attempts = Attempts::new(&self.client, Effect::Read, self.limit());
         loop {
-            let (number, channel) = self.client.pool.current();
             let started = Instant::now();
+            let node = match self.client.pick(&attempts).await {
+                Ok(node) => node,
+                Err(error) => {
+                    attempts.failed(None, started, error).await?;
+                    continue;
+                }
+            };
             let deadline = started + self.client.timeout;
-            let error = match timeout_at(deadline, self.request.clone().open(channel)).await {
+            let opening = self.request.clone().open(node.clone());
+            let error = match timeout_at(deadline, opening).await {
                 Ok(Ok(stream)) => {
                     if std::mem::replace(&mut self.opened, true) {
                         self.request.reopened();
                     }
-                    self.stream = Some((number, started, stream));
+                    self.stream = Some((node.address().into(), started, stream));
                     return Ok(());
                 }
                 Ok(Err(status)) => status.into(),
                 Err(_) if self.opened => Error::broken("no answer"),
                 Err(_) => return Err(attempts.expired()),
             };
-            attempts.failed(number, started, error).await?;
+            attempts.failed(Some(node.address()), started, error).await?;
         }
     }
 }

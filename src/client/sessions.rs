@@ -1,9 +1,9 @@
 //! Sessions: open, keep alive, close.
 
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 
 use crate::{
-    client::{Client, Error, SessionGuard, SessionRequest, request::identified},
+    client::{Client, Error, SessionGuard, SessionRequest, balance::Picked, request::identified},
     pb::session::v1::{
         CloseSessionRequest, CloseSessionResponse, KeepAliveRequest, KeepAliveResponse,
         OpenSessionRequest, OpenSessionResponse, session_service_client::SessionServiceClient,
@@ -91,15 +91,15 @@ impl Sessions {
 
 /// One renewal over a stream of its own.
 async fn renew_once(
-    channel: Channel,
+    node: Picked,
     request: tonic::Request<KeepAliveRequest>,
 ) -> Result<tonic::Response<KeepAliveResponse>, Status> {
     let one = request.map(tokio_stream::once);
-    let mut answers = stub(channel).keep_alive(one).await?.into_inner();
+    let mut answers = stub(node).keep_alive(one).await?.into_inner();
     let answer = answers.message().await?;
     answer.map(tonic::Response::new).ok_or_else(|| Status::unavailable("the stream ended"))
 }
 
-fn stub(channel: Channel) -> SessionServiceClient<Channel> {
-    SessionServiceClient::new(channel)
+fn stub(node: Picked) -> SessionServiceClient<Picked> {
+    SessionServiceClient::new(node)
 }

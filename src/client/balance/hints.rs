@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use http::Extensions;
+
 /// The key by which the consistent-hash policies choose: calls with the same key go to the same
 /// endpoint while that can be called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,4 +38,25 @@ pub struct ServedBy {
     pub id: Arc<str>,
     /// Its address.
     pub address: Arc<str>,
+}
+
+/// The hints of one call, borrowed from wherever they are.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Hints<'a> {
+    pub(crate) key: Option<u64>,
+    /// Absent is the balancer's default.
+    pub(crate) wait_for_ready: Option<bool>,
+    pub(crate) prefer: Option<&'a str>,
+    pub(crate) avoid: &'a [Arc<str>],
+}
+
+impl<'a> Hints<'a> {
+    pub(super) fn of(extensions: &'a Extensions) -> Self {
+        Self {
+            key: extensions.get::<HashKey>().map(|key| key.0),
+            wait_for_ready: extensions.get::<WaitForReady>().map(|waits| waits.0),
+            prefer: extensions.get::<Prefer>().map(|Prefer(address)| &**address),
+            avoid: extensions.get::<Avoid>().map(|avoid| &*avoid.0).unwrap_or_default(),
+        }
+    }
 }

@@ -40,6 +40,7 @@ mod worker;
 pub use builder::{Builder, SlowStart};
 pub use connection::{BoxError, BoxFuture, CallError, Connect, Connection, Http2};
 pub use endpoint::Endpoint;
+pub(crate) use hints::Hints;
 pub use hints::{Avoid, HashKey, Prefer, ServedBy, WaitForReady};
 pub use load::Load;
 pub use metrics::Metrics;

@@ -6,7 +6,6 @@
 
 use std::{
     fmt,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -18,7 +17,7 @@ use arc_swap::ArcSwap;
 use http::{Extensions, Request, Response};
 use tokio::{
     sync::watch,
-    time::{Instant, Sleep, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Status, body::Body};
@@ -27,8 +26,8 @@ use tracing::Instrument as _;
 
 use crate::{
     client::balance::{
-        Avoid, BoxError, BoxFuture, Builder, CallError, Connection, Connectivity, HashKey, Prefer,
-        Resolver, ServedBy, View, WaitForReady,
+        Avoid, BoxError, BoxFuture, Builder, CallError, Connection, Connectivity, Hints, Prefer,
+        Resolver, ServedBy, View,
         builder::Options,
         deadline_exceeded,
         load::{Call, Clock},
@@ -44,6 +43,10 @@ const TRANSPARENT_RETRIES_MAX: u32 = 8;
 
 /// How long a connection that takes nothing may look as if it stood.
 const STALE_LIMIT: Duration = Duration::from_secs(1);
+
+/// How much later than a call's deadline its wait for an endpoint ends: what is sent ends on time,
+/// and is counted against the endpoint.
+const GRACE: Duration = Duration::from_millis(1);
 
 /// The request certainly never left: the source of statuses that say so.
 #[derive(Clone, Debug)]
@@ -102,40 +105,40 @@ impl Shared {
         self.published.send_replace(());
     }
 
-    fn asked(&self, hints: &Extensions) -> Asked {
+    fn asked(&self, hints: &Hints<'_>) -> Asked {
         Asked {
-            key: hints.get::<HashKey>().map(|key| key.0),
+            key: hints.key,
             chance: mix(self.tickets.fetch_add(1, Ordering::Relaxed)),
             now: self.clock.now(),
         }
     }
 
     /// Chooses among what can be called now.
-    fn choose(&self, hints: &Extensions) -> Option<Picked> {
+    fn choose(&self, hints: &Hints<'_>) -> Option<Picked> {
         let snapshot = self.snapshot.load();
         let place = self.place(&snapshot, hints)?;
         Some(Picked {
             backend: Arc::clone(&snapshot.ready[place]),
             connection: Arc::clone(&snapshot.connections[place]),
             clock: self.clock,
+            attempt: 1,
         })
     }
 
-    fn place(&self, snapshot: &Snapshot, hints: &Extensions) -> Option<usize> {
-        if let Some(Prefer(address)) = hints.get() {
-            let at = |backend: &Arc<Backend>| backend.endpoint().address() == &**address;
+    fn place(&self, snapshot: &Snapshot, hints: &Hints<'_>) -> Option<usize> {
+        if let Some(address) = hints.prefer {
+            let at = |backend: &Arc<Backend>| backend.endpoint().address() == address;
             if let Some(place) = snapshot.ready.iter().position(at) {
                 return Some(place);
             }
         }
         let asked = self.asked(hints);
-        let avoided = hints.get::<Avoid>().map(|avoid| avoid.0.as_slice()).unwrap_or_default();
         let slow_start = self.options.slow_start.filter(|_| self.options.policy.warms_up());
         // Chance of its own: the other one chose.
         let roll = || (mix(asked.chance) >> 32) as f64 / f64::from(u32::MAX);
         snapshot.pick(asked, |backend, is_first| {
             let address = backend.endpoint().address();
-            if avoided.iter().any(|avoided| **avoided == *address) {
+            if hints.avoid.iter().any(|avoided| **avoided == *address) {
                 return false;
             }
             slow_start.is_none_or(|slow| {
@@ -147,11 +150,11 @@ impl Shared {
     }
 
     /// Chooses, and waits until there is something to choose where it is to.
-    async fn choose_or_wait(&self, hints: &Extensions) -> Result<Picked, Status> {
+    async fn choose_or_wait(&self, hints: &Hints<'_>) -> Result<Picked, Status> {
         if let Some(picked) = self.choose(hints) {
             return Ok(picked);
         }
-        let waits = hints.get::<WaitForReady>().map_or(self.options.wait_for_ready, |w| w.0);
+        let waits = hints.wait_for_ready.unwrap_or(self.options.wait_for_ready);
         let mut published = self.published.subscribe();
         loop {
             published.mark_unchanged();
@@ -218,14 +221,19 @@ impl Balance {
     /// # Errors
     /// UNAVAILABLE with [`NotSent`] as its source where nothing can be called.
     pub async fn pick(&self, hints: &Extensions) -> Result<Picked, Status> {
-        self.shared.choose_or_wait(hints).await
+        self.pick_by(Hints::of(hints)).await
+    }
+
+    /// As [`Balance::pick`].
+    pub(crate) async fn pick_by(&self, hints: Hints<'_>) -> Result<Picked, Status> {
+        self.shared.choose_or_wait(&hints).await
     }
 
     /// Chooses an endpoint among those that can be called now, without waiting: what a call does
     /// first. `None` where there is none.
     #[must_use]
     pub fn try_pick(&self, hints: &Extensions) -> Option<Picked> {
-        self.shared.choose(hints)
+        self.shared.choose(&Hints::of(hints))
     }
 
     /// The state of all endpoints together.
@@ -268,27 +276,31 @@ impl Service<Request<Body>> for Balance {
         let shared = Arc::clone(&self.shared);
         Box::pin(async move {
             let deadline = deadline_of(&request);
-            let answer = send(&shared, request);
-            let Some(deadline) = deadline else { return answer.await?.finish(None) };
-            let mut timer = Box::pin(sleep_until(deadline));
-            let answered = tokio::select! {
-                biased;
-                answered = answer => answered?,
-                () = &mut timer => return Err(deadline_exceeded()),
-            };
-            answered.finish(Some(timer))
+            let sending = send(&shared, request, deadline);
+            match deadline {
+                None => sending.await,
+                // While it waits for an endpoint; once it was sent, who sent it sees to that.
+                Some(at) => match timeout_at(at + GRACE, sending).await {
+                    Ok(answered) => answered,
+                    Err(_) => Err(deadline_exceeded()),
+                },
+            }
         })
     }
 }
 
 /// Sends a request, and again to another endpoint while it never left.
-async fn send(shared: &Shared, mut request: Request<Body>) -> Result<Answered, Status> {
+async fn send(
+    shared: &Shared,
+    mut request: Request<Body>,
+    deadline: Option<Instant>,
+) -> Result<Response<Body>, Status> {
     let mut retries = 0;
     let mut published = shared.published.subscribe();
     loop {
         published.mark_unchanged();
-        let picked = shared.choose_or_wait(request.extensions()).await?;
-        let (again, error) = match picked.send(request, retries + 1).await {
+        let picked = shared.choose_or_wait(&Hints::of(request.extensions())).await?;
+        let (again, error) = match picked.send(request, deadline, retries + 1).await {
             Ok(answered) => return Ok(answered),
             Err(CallError::Broken(error)) => return Err(Status::from_error(error)),
             Err(CallError::NotSent(again, error)) => (again, error),
@@ -317,9 +329,16 @@ pub struct Picked {
     backend: Arc<Backend>,
     connection: Arc<dyn Connection>,
     clock: Clock,
+    /// Which attempt of a call it carries, for the span.
+    attempt: u32,
 }
 
 impl Picked {
+    /// The same for a later attempt of a call; they count from 1.
+    pub(crate) fn for_attempt(self, attempt: u32) -> Self {
+        Self { attempt, ..self }
+    }
+
     /// The endpoint's address, as `host:port`.
     #[must_use]
     pub fn address(&self) -> &str {
@@ -336,31 +355,52 @@ impl Picked {
     fn send(
         &self,
         request: Request<Body>,
+        deadline: Option<Instant>,
         attempt: u32,
-    ) -> impl Future<Output = Result<Answered, CallError>> + Send {
+    ) -> impl Future<Output = Result<Response<Body>, CallError>> + Send {
         let span = tracing::debug_span!("attempt", endpoint = self.address(), attempt);
-        self.attempt(request).instrument(span)
+        self.attempt(request, deadline).instrument(span)
     }
 
-    async fn attempt(&self, request: Request<Body>) -> Result<Answered, CallError> {
+    async fn attempt(
+        &self,
+        request: Request<Body>,
+        deadline: Option<Instant>,
+    ) -> Result<Response<Body>, CallError> {
         let mut call = Call::start(Arc::clone(self.backend.shared_load()), self.clock);
-        match self.connection.call(request).await {
-            Ok(mut response) => {
-                call.answered();
-                let endpoint = self.backend.endpoint();
-                response.extensions_mut().insert(ServedBy {
-                    id: Arc::clone(endpoint.shared_id()),
-                    address: Arc::clone(endpoint.shared_address()),
-                });
-                Ok(Answered { response, call })
-            }
+        let answer = self.connection.call(request);
+        let mut timer = deadline.map(|at| Box::pin(sleep_until(at)));
+        let answered = match &mut timer {
+            None => answer.await,
+            Some(timer) => tokio::select! {
+                biased;
+                answered = answer => answered,
+                () = timer => {
+                    call.ended(true);
+                    return Err(CallError::Broken(deadline_exceeded().into()));
+                }
+            },
+        };
+        let mut response = match answered {
+            Ok(response) => response,
             // It says nothing of the endpoint but that its connection is gone.
-            Err(not_sent @ CallError::NotSent(..)) => Err(not_sent),
+            Err(not_sent @ CallError::NotSent(..)) => return Err(not_sent),
             Err(broken) => {
                 call.ended(true);
-                Err(broken)
+                return Err(broken);
             }
+        };
+        call.answered();
+        let endpoint = self.backend.endpoint();
+        response.extensions_mut().insert(ServedBy {
+            id: Arc::clone(endpoint.shared_id()),
+            address: Arc::clone(endpoint.shared_address()),
+        });
+        if let Some(code) = code_in(response.headers()) {
+            call.ended(is_failure(code));
+            return Ok(response);
         }
+        Ok(response.map(|body| Body::new(Reported::new(body, call, timer))))
     }
 }
 
@@ -382,8 +422,9 @@ impl Service<Request<Body>> for Picked {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let picked = self.clone();
         Box::pin(async move {
-            match picked.send(request, 1).await {
-                Ok(answered) => answered.finish(None),
+            let deadline = deadline_of(&request);
+            match picked.send(request, deadline, picked.attempt).await {
+                Ok(answered) => Ok(answered),
                 Err(CallError::Broken(error)) => Err(Status::from_error(error)),
                 Err(CallError::NotSent(_, error)) => {
                     let message = format!("{}: {error}", picked.address());
@@ -391,23 +432,6 @@ impl Service<Request<Body>> for Picked {
                 }
             }
         })
-    }
-}
-
-/// An answer that has begun.
-struct Answered {
-    response: Response<Body>,
-    call: Call,
-}
-
-impl Answered {
-    fn finish(self, deadline: Option<Pin<Box<Sleep>>>) -> Result<Response<Body>, Status> {
-        let Self { response, call } = self;
-        if let Some(code) = code_in(response.headers()) {
-            call.ended(is_failure(code));
-            return Ok(response);
-        }
-        Ok(response.map(|body| Body::new(Reported::new(body, call, deadline))))
     }
 }
 
