@@ -86,7 +86,8 @@ fn dial(
     timeout: Duration,
     tls: Option<&Tls>,
 ) -> Result<Client, client::Error> {
-    let builder = Client::builder().endpoints(endpoints).timeout(timeout);
+    // The endpoints are the user's word: what is registered need not be reached from here.
+    let builder = Client::builder().endpoints(endpoints).timeout(timeout).discover(false);
     match tls {
         Some(tls) => builder.tls(tls.clone()).build(),
         None => builder.build(),

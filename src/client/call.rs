@@ -222,6 +222,13 @@ impl<'a> Attempts<'a> {
         if self.effect == Effect::Once && error.outcome_unknown() {
             return Err(error.into_unknown());
         }
+        if at.is_none()
+            && let Some(last) = &self.last
+            && last.tls_fault().is_some_and(Fault::stays)
+        {
+            // Why nothing can be picked is known better from where something was.
+            error = last.clone();
+        }
         let closed = error.tls_fault().is_some_and(Fault::stays);
         let router = &self.client.router;
         // Where nothing could be picked, that is so of all of them.

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use tokio::time::{Instant, interval, timeout};
 
 use crate::{
-    client::{Client, Error, Tls},
+    client::{self, Client, Error, Tls},
     lab::{
         certificates::{Certificates, NodeFiles},
         probe,
@@ -176,16 +176,17 @@ impl Cluster {
         fs::read_to_string(self.member(id).spec.log()).unwrap_or_default()
     }
 
-    /// A client that knows all nodes.
+    /// A client that knows all nodes, and learns of others from the registry.
     #[must_use]
     pub fn client(&self) -> Client {
-        self.client_of(self.endpoints())
+        self.dialling(self.endpoints()).build().expect("the addresses are well formed")
     }
 
-    /// A client that knows one node only, and others as far as that one tells it.
+    /// A client that knows one node only, and others as far as refusals name them.
     #[must_use]
     pub fn client_at(&self, id: u64) -> Client {
-        self.client_of(vec![self.endpoint(id)])
+        let builder = self.dialling(vec![self.endpoint(id)]).discover(false);
+        builder.build().expect("the addresses are well formed")
     }
 
     /// Whether a node runs; a paused one does.
@@ -388,12 +389,12 @@ impl Cluster {
         *paused = pause;
     }
 
-    fn client_of(&self, endpoints: Vec<String>) -> Client {
+    fn dialling(&self, endpoints: Vec<String>) -> client::Builder {
         let mut builder = Client::builder().endpoints(endpoints);
         if let Some(tls) = &self.tls {
             builder = builder.tls(Tls::trusting(fs::read(tls.ca()).expect("it was made")));
         }
-        builder.build().expect("the addresses are well formed")
+        builder
     }
 
     fn member(&self, id: u64) -> &Member {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use quorate::{
-    client::{Client, Error},
+    client::{self, Client, Error},
     pb::{
         event::v1::SubscribeRequest,
         kv::v1::{KvEvent, WatchRequest, kv_event},
@@ -287,21 +287,22 @@ impl Load {
         }
     }
 
-    /// A client that asks this node first, and the others when it fails.
+    /// A client of all nodes.
     fn client_from(&self, node: usize) -> Client {
         let count = self.endpoints.len();
-        self.client_of((0..count).map(|next| self.endpoints[(node + next) % count].clone()))
+        let endpoints = (0..count).map(|next| self.endpoints[(node + next) % count].clone());
+        build(Client::builder().endpoints(endpoints))
     }
 
     /// A client that asks this node only.
     fn client_at(&self, node: usize) -> Client {
-        self.client_of([self.endpoints[node % self.endpoints.len()].clone()])
+        let endpoint = self.endpoints[node % self.endpoints.len()].clone();
+        build(Client::builder().endpoints([endpoint]).discover(false))
     }
+}
 
-    fn client_of(&self, endpoints: impl IntoIterator<Item = String>) -> Client {
-        let builder = Client::builder().endpoints(endpoints).timeout(CALL_LIMIT);
-        builder.build().expect("the cluster's own addresses are well formed")
-    }
+fn build(builder: client::Builder) -> Client {
+    builder.timeout(CALL_LIMIT).build().expect("the cluster's own addresses are well formed")
 }
 
 const fn is_stale(call: &Call) -> bool {

@@ -1,14 +1,19 @@
 //! What is known of an endpoint from the calls that it was given: counted by those who call, without
 //! a lock, and read by the policies.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, AtomicU64, Ordering},
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
 };
 
+use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
 
 use crate::{
+    client::balance::BoxError,
     resilience::{
         ewma::{self, PeakEwma, SuccessRate},
         outlier::Tally,
@@ -62,6 +67,8 @@ pub struct Load {
     latency_buckets: [AtomicU64; LATENCY_BOUNDS.len() + 1],
     latency_sum_micros: AtomicU64,
     pub(super) tally: Arc<Tally>,
+    /// Why a call broke last, until there is a new connection.
+    broke: ArcSwapOption<BoxError>,
     /// Told when an endpoint's failures in a row call for a look.
     suspicion: Arc<Notify>,
 }
@@ -78,6 +85,7 @@ impl Load {
             latency_buckets: Default::default(),
             latency_sum_micros: AtomicU64::new(0),
             tally,
+            broke: ArcSwapOption::empty(),
             suspicion,
         }
     }
@@ -144,6 +152,14 @@ impl Load {
         (buckets, Duration::from_micros(self.latency_sum_micros.load(Ordering::Relaxed)))
     }
 
+    pub(super) fn why_broken(&self) -> Option<Arc<BoxError>> {
+        self.broke.load_full()
+    }
+
+    pub(super) fn mended(&self) {
+        self.broke.store(None);
+    }
+
     fn answered(&self, took: Duration) {
         let bucket = LATENCY_BOUNDS.iter().position(|bound| took <= *bound);
         let bucket = bucket.unwrap_or(LATENCY_BOUNDS.len());
@@ -184,6 +200,14 @@ impl Call {
         self.load.latency.observe(took, now);
     }
 
+    /// The call broke. Gives the error back, to be told to the caller as well.
+    pub(super) fn broke(self, error: BoxError) -> BoxError {
+        let error = Arc::new(error);
+        self.load.broke.store(Some(Arc::clone(&error)));
+        self.ended(true);
+        Box::new(Breakage(error))
+    }
+
     /// The call is over.
     pub(super) fn ended(self, failed: bool) {
         let load = &self.load;
@@ -197,6 +221,22 @@ impl Call {
         if load.tally.record(!failed) {
             load.suspicion.notify_one();
         }
+    }
+}
+
+/// An error that is told to a caller and kept.
+#[derive(Debug)]
+struct Breakage(Arc<BoxError>);
+
+impl fmt::Display for Breakage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Breakage {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&**self.0)
     }
 }
 

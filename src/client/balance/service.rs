@@ -385,10 +385,7 @@ impl Picked {
             Ok(response) => response,
             // It says nothing of the endpoint but that its connection is gone.
             Err(not_sent @ CallError::NotSent(..)) => return Err(not_sent),
-            Err(broken) => {
-                call.ended(true);
-                return Err(broken);
-            }
+            Err(CallError::Broken(error)) => return Err(CallError::Broken(call.broke(error))),
         };
         call.answered();
         let endpoint = self.backend.endpoint();

@@ -19,6 +19,7 @@ use crate::{
         snapshot::Snapshot,
         subchannel::Subchannel,
     },
+    net::Fault,
     resilience::outlier::{self, Detector},
     types::{Instant, Rng},
 };
@@ -210,6 +211,7 @@ where
             Event::Connected(connection) => {
                 tracing::debug!(endpoint = address, "connected");
                 let health = if asks { Health::Unknown } else { Health::Serving };
+                member.load.mended();
                 member.connected(connection, health, now);
             }
             Event::Failed(error) => {
@@ -402,7 +404,15 @@ where
             };
             reasons.push(format!("{}: {why}", member.endpoint.address()));
         }
-        let cause = self.members.iter().rev().find_map(|member| member.cause.clone());
+        let causes = self
+            .members
+            .iter()
+            .rev()
+            .filter_map(|member| member.cause.clone().or_else(|| member.load.why_broken()));
+        // What passes tells more than what stays: it need not be the last word.
+        let passes = |cause: &Arc<BoxError>| !Fault::behind(&***cause).is_some_and(Fault::stays);
+        let (passing, staying): (Vec<_>, Vec<_>) = causes.partition(passes);
+        let cause = passing.into_iter().chain(staying).next();
         (format!("no endpoint can be called: {}", reasons.join(", ")).into(), cause)
     }
 }

@@ -231,7 +231,11 @@ impl World {
 
     /// A client that knows some nodes, and asks them in this order.
     fn client_of(&self, ids: impl IntoIterator<Item = u64>) -> Client {
-        Client::builder().endpoints(ids.into_iter().map(endpoint)).build().expect("it is complete")
+        Client::builder()
+            .endpoints(ids.into_iter().map(endpoint))
+            .discover(false)
+            .build()
+            .expect("it is complete")
     }
 
     /// Writes a line into the trace, with the time.
