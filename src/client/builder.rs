@@ -33,7 +33,7 @@ const BACKOFF: backoff::Config = backoff::Config {
     base: Duration::from_millis(20),
     factor: 1.6,
     jitter: 0.2,
-    max: Duration::from_secs(1),
+    max: Duration::from_millis(500),
 };
 
 /// A client of one cluster. Cheap to clone; clones share their connections.

@@ -206,7 +206,8 @@ impl<'a> Attempts<'a> {
         mut error: Error,
     ) -> Result<(), Error> {
         self.unknown |= error.outcome_unknown();
-        if error.code() == Code::DeadlineExceeded {
+        let late = error.code() == Code::DeadlineExceeded;
+        if late {
             // The attempt's time was over, which need not be the call's.
             if self.deadline.is_none_or(|deadline| Instant::now() >= deadline) {
                 return Err(self.expired());
@@ -248,7 +249,12 @@ impl<'a> Attempts<'a> {
         if all_asked {
             self.failed_at.clear();
         }
-        let pause = self.backoff.pause(error.retry_after().filter(|_| all_asked && !led));
+        // Who waited for an answer in vain has waited.
+        let pause = if late {
+            Duration::ZERO
+        } else {
+            self.backoff.pause(error.retry_after().filter(|_| all_asked && !led))
+        };
         // What a node says tells more than that others are not reached.
         if !error.reason().is_empty() || self.last.as_ref().is_none_or(|l| l.reason().is_empty()) {
             self.last = Some(error);

@@ -1,9 +1,9 @@
 //! The client: typed handles over any node of a cluster, with deadlines and safe retries.
 //!
-//! A call goes to any endpoint. What was certainly not proposed is sent again, here or at the
-//! node that the answer names; what may have been proposed is sent again only where a request id
-//! makes that safe, and always with the same id. Streams take themselves up again where they
-//! stood. What has to be kept alive keeps itself: a [`LockGuard`], a [`SessionGuard`] and a
+//! A call goes through a balancer ([`balance`]) over the nodes that the registry knows: changes to
+//! the leader, reads to all. What was certainly not proposed is sent again, at another node or the
+//! one that the answer names; what may have been proposed is sent again only where a request id
+//! makes that safe, and always with the same id. Streams take themselves up again where they stood. What has to be kept alive keeps itself: a [`LockGuard`], a [`SessionGuard`] and a
 //! [`Registration`] each have a task that renews it, and end it when they are dropped.
 //!
 //! ```

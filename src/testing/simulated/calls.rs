@@ -212,6 +212,6 @@ fn a_client_waits_for_nodes_that_come_back_and_knocks_at_a_measured_pace() {
         let (error, took) = timed(&client, Duration::from_secs(5)).await;
         assert!(error.outcome_unknown(), "they took the request and may have read it: {error}");
         assert!(took <= Duration::from_secs(5), "{took:?}");
-        assert!((20..=60).contains(&knocks.get()), "{} in {took:?}", knocks.get());
+        assert!((12..=60).contains(&knocks.get()), "{} in {took:?}", knocks.get());
     });
 }
