@@ -44,6 +44,29 @@ async fn a_guard_keeps_its_lock_when_the_leader_is_killed() {
 }
 
 #[tokio::test]
+async fn handles_outlive_a_node_that_stands_still() {
+    let mut cluster = Cluster::processes(PROGRAM, 3).await;
+    let leader = cluster.wait_for_leader().await;
+    let frozen = cluster.ids().into_iter().find(|id| *id != leader).expect("three nodes");
+    // The node that is asked first takes calls and answers none.
+    let others = cluster.ids().into_iter().filter(|id| *id != frozen);
+    let endpoints = std::iter::once(frozen).chain(others).map(|id| cluster.endpoint(id));
+    let client = Client::builder().endpoints(endpoints).build().expect("well formed");
+    let guard = client.locks().lock("lock").ttl(2 * TTL).await.expect("it is free");
+    let session = client.sessions().start().ttl(2 * TTL).await.expect("open");
+    cluster.pause(frozen);
+    let until = guard.valid_until().max(session.valid_until());
+    let renewed = async || {
+        let (lock, session) = (guard.valid_until(), session.valid_until());
+        (lock > until + TTL && session > until + TTL).then_some(())
+    };
+    eventually("renewals by other nodes", renewed).await;
+    assert!(guard.is_held() && session.is_alive());
+    cluster.resume(frozen);
+    guard.release().await.expect("it is held");
+}
+
+#[tokio::test]
 async fn a_lock_is_lost_when_its_session_is_closed_by_somebody_else() {
     let cluster = Cluster::start(1).await;
     let client = cluster.client();
