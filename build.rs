@@ -10,11 +10,15 @@ use prost::Message as _;
 const AREAS: [&str; 9] =
     ["cluster", "command", "discovery", "event", "kv", "lab", "lock", "raft", "session"];
 
+/// The service of an example: made beside the library's, and no part of it.
+const GREETER: &str = "examples/greeter/greeter.proto";
+
 /// Grows with each commit, so that the version names the commit that was built.
 const GIT_LOG: &str = ".git/logs/HEAD";
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
+    println!("cargo:rerun-if-changed={GREETER}");
     if Path::new(GIT_LOG).exists() {
         println!("cargo:rerun-if-changed={GIT_LOG}");
     }
@@ -28,6 +32,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(".quorate")
         .btree_map(".quorate")
         .compile_fds(descriptors)?;
+    let greeter = Path::new(GREETER);
+    let folder = greeter.parent().ok_or("a file is in a folder")?;
+    tonic_prost_build::configure().compile_fds(protox::compile([greeter], [folder])?)?;
 
     let version = env!("CARGO_PKG_VERSION");
     let version = commit()
