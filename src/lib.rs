@@ -29,3 +29,8 @@ pub mod wire;
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 pub struct Readme;
+
+/// So are those of the docs.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/balancing.md")]
+pub struct Balancing;

@@ -94,6 +94,24 @@ fn the_house_is_tidy() {
     assert!(problems.is_empty(), "\n{}\n", problems.join("\n"));
 }
 
+#[test]
+fn the_tests_that_the_table_of_balancers_names_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut sources = Vec::new();
+    collect(root, &root.join("src"), &mut sources);
+    let file = root.join("docs/balancing.md");
+    let text = fs::read_to_string(file).expect("the repository can be read");
+    let (_, section) = text.split_once("\n## Beside others\n").expect("it has the section");
+    let rows = section.lines().filter(|line| line.starts_with('|'));
+    let ours = rows.filter_map(|row| row.rsplit('|').nth(1));
+    let names: Vec<&str> = ours.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
+    assert!(names.len() > 20, "the table was not read: {names:?}");
+    for name in names {
+        let test = format!("fn {name}(");
+        assert!(sources.iter().any(|source| source.text.contains(&test)), "no test {name}");
+    }
+}
+
 /// Everything that is wrong, a line each.
 fn problems(sources: &[Source], longer: &[(&str, usize)]) -> Vec<String> {
     let mut found = Vec::new();
