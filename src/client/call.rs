@@ -1,14 +1,14 @@
 //! One unary call: attempts at one node after another until an answer or the limit.
 //!
-//! An attempt ends before the call does where another node may answer instead: a node that is
-//! paused must not cost the whole call.
+//! Where a node is silent for long another one is asked as well, if sending again does no harm: a
+//! node that is paused must not cost the whole call.
 //! What was certainly not proposed is always tried again. What may have been is tried again
 //! unless repeating it could do harm. When the limit comes, the error tells the two apart: a call
 //! of which every attempt was turned away is a definite refusal, any other is unknown.
 
 use std::{future::Future, sync::Arc};
 
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tonic::{Code, Status};
 
 use crate::{
@@ -27,6 +27,12 @@ const BACKOFF_MIN: Duration = Duration::from_millis(10);
 
 /// The longest pause between two attempts that the client makes of its own accord.
 const BACKOFF_MAX: Duration = Duration::from_millis(250);
+
+/// The part of what is left of a call after which a node's silence is long.
+const SILENT_SHARE: u32 = 4;
+
+/// The part of a change's time in which no attempt is begun that may not end in it.
+const MARGIN_SHARE: u32 = 8;
 
 /// A waiting call that lived this long was established, and its next outage is a new one.
 const ESTABLISHED_AFTER: Duration = Duration::from_secs(1);
@@ -100,25 +106,56 @@ impl Client {
                     continue;
                 }
             };
-            let mut message = tonic::Request::new(request.clone());
-            if let Some(limit) = attempts.attempt_limit() {
-                message.set_timeout(limit);
-            }
-            if let Some(parent) = self.trace_parent() {
-                let text = parent.to_string().parse().expect("hexadecimal digits and dashes");
-                message.metadata_mut().insert(TRACEPARENT, text);
-            }
-            match send(node.clone(), message).await {
+            let message = || self.message(request.clone(), attempts.left());
+            let first = send(node.clone(), message());
+            let (at, answer) = match attempts.silence_max() {
+                None => (node, first.await),
+                Some(silence) => {
+                    tokio::pin!(first);
+                    match timeout(silence, &mut first).await {
+                        Ok(answer) => (node, answer),
+                        Err(_) => match self.other_than(&node, &attempts) {
+                            None => (node, first.await),
+                            Some(other) => {
+                                node.is_silent();
+                                let second = send(other.clone(), message());
+                                attempts.sooner((node, first), (other, second)).await
+                            }
+                        },
+                    }
+                }
+            };
+            match answer {
                 Ok(answer) => {
                     self.router.heard(answer.metadata());
                     return Ok(answer.into_inner());
                 }
                 Err(status) => {
                     self.router.heard(status.metadata());
-                    attempts.failed(Some(node.address()), started, status.into()).await?;
+                    attempts.failed(Some(at.address()), started, status.into()).await?;
                 }
             }
         }
+    }
+
+    fn message<Q>(&self, request: Q, left: Option<Duration>) -> tonic::Request<Q> {
+        let mut message = tonic::Request::new(request);
+        if let Some(left) = left {
+            message.set_timeout(left);
+        }
+        if let Some(parent) = self.trace_parent() {
+            let text = parent.to_string().parse().expect("hexadecimal digits and dashes");
+            message.metadata_mut().insert(TRACEPARENT, text);
+        }
+        message
+    }
+
+    /// Another node that can be called now, beside one that is silent.
+    fn other_than(&self, node: &Picked, attempts: &Attempts<'_>) -> Option<Picked> {
+        let mut avoid = attempts.failed_at.clone();
+        avoid.push(node.address().into());
+        let other = self.router.try_pick(&avoid)?;
+        (other.address() != node.address()).then(|| other.for_attempt(attempts.failures + 2))
     }
 
     /// Chooses the node for the next attempt.
@@ -180,19 +217,38 @@ impl<'a> Attempts<'a> {
         }
     }
 
-    /// How long the next attempt may take: what is left, and at first a part of it where another
-    /// node may answer instead and sending again does no harm.
-    fn attempt_limit(&self) -> Option<Duration> {
-        let left = self.deadline?.saturating_duration_since(Instant::now());
-        let may_go_on = matches!(self.limit, Limit::Within(_)) && self.effect != Effect::Once;
-        if !may_go_on || self.client.router.len() < 2 {
-            return Some(left);
-        }
-        Some(match self.failures {
-            0 => left / 4,
-            1 => left / 2,
-            _ => left,
-        })
+    /// What is left until the deadline.
+    fn left(&self) -> Option<Duration> {
+        self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// After how long a silence another node is asked as well. `None` where that may do harm, and
+    /// where waiting is what the call is for.
+    fn silence_max(&self) -> Option<Duration> {
+        let may_repeat = matches!(self.limit, Limit::Within(_)) && self.effect != Effect::Once;
+        self.left().filter(|_| may_repeat).map(|left| left / SILENT_SHARE)
+    }
+
+    /// The sooner of two answers that is no failure, or the later failure.
+    async fn sooner<R>(
+        &mut self,
+        (first_at, first): (Picked, impl Future<Output = Result<R, Status>>),
+        (second_at, second): (Picked, impl Future<Output = Result<R, Status>>),
+    ) -> (Picked, Result<R, Status>) {
+        tokio::pin!(first, second);
+        let (failed, answer) = tokio::select! {
+            biased;
+            answer = &mut first => match answer {
+                Ok(answer) => return (first_at, Ok(answer)),
+                Err(status) => (status, (second_at, second.await)),
+            },
+            answer = &mut second => match answer {
+                Ok(answer) => return (second_at, Ok(answer)),
+                Err(status) => (status, (first_at, first.await)),
+            },
+        };
+        self.unknown |= Error::from(failed).outcome_unknown();
+        answer
     }
 
     /// Takes note of a failed attempt and waits for the next one.
@@ -206,13 +262,8 @@ impl<'a> Attempts<'a> {
         mut error: Error,
     ) -> Result<(), Error> {
         self.unknown |= error.outcome_unknown();
-        let late = error.code() == Code::DeadlineExceeded;
-        if late {
-            // The attempt's time was over, which need not be the call's.
-            if self.deadline.is_none_or(|deadline| Instant::now() >= deadline) {
-                return Err(self.expired());
-            }
-            error = Error::broken("a node gave no answer in time");
+        if error.code() == Code::DeadlineExceeded {
+            return Err(self.expired());
         }
         if !error.is_passing() {
             // Of a change, the node looks for an earlier attempt only where it takes this one in.
@@ -249,12 +300,7 @@ impl<'a> Attempts<'a> {
         if all_asked {
             self.failed_at.clear();
         }
-        // Who waited for an answer in vain has waited.
-        let pause = if late {
-            Duration::ZERO
-        } else {
-            self.backoff.pause(error.retry_after().filter(|_| all_asked && !led))
-        };
+        let pause = self.backoff.pause(error.retry_after().filter(|_| all_asked && !led));
         // What a node says tells more than that others are not reached.
         if !error.reason().is_empty() || self.last.as_ref().is_none_or(|l| l.reason().is_empty()) {
             self.last = Some(error);
@@ -269,7 +315,14 @@ impl<'a> Attempts<'a> {
             }
         };
         let locked_out = !self.established && self.closed_doors >= router.len();
-        if locked_out || now + pause >= give_up_at {
+        // An attempt that the deadline meets makes a refusal that is certain an unknown outcome.
+        let margin = match self.limit {
+            Limit::Within(span) if self.effect != Effect::Read && !self.unknown => {
+                ((now - started) * 2).min(span / MARGIN_SHARE)
+            }
+            _ => Duration::ZERO,
+        };
+        if locked_out || now + pause + margin >= give_up_at {
             return Err(self.exhausted());
         }
         sleep_until(now + pause).await;

@@ -105,6 +105,11 @@ impl Router {
         self.balance().pick_by(Hints { prefer, avoid, ..Hints::default() }).await
     }
 
+    /// Chooses a node that can be called now.
+    pub(crate) fn try_pick(&self, avoid: &[Arc<str>]) -> Option<Picked> {
+        self.balance().try_pick_by(&Hints { avoid, ..Hints::default() })
+    }
+
     /// Takes note of the leader that an answer names.
     pub(crate) fn heard(&self, metadata: &MetadataMap) {
         let Some(address) = metadata.get(LEADER_KEY).and_then(|text| text.to_str().ok()) else {

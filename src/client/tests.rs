@@ -231,7 +231,7 @@ async fn a_refused_proposal_is_sent_to_the_leader_that_the_answer_names() {
 async fn what_no_node_takes_is_refused_for_certain() {
     let refusals = || std::iter::repeat_n(Turn::Refuse(unavailable("NO_QUORUM", None)), 1_000);
     let (one, other) = (Node::start(refusals()).await, Node::start(refusals()).await);
-    let client = client(&[one.endpoint(), other.endpoint()], Duration::from_millis(300));
+    let client = client(&[one.endpoint(), other.endpoint()], Duration::from_secs(2));
     let error = put(&client).await.expect_err("nobody takes it");
     assert_eq!((error.code(), error.reason()), (Code::Unavailable, "NO_QUORUM"));
     assert!(!error.outcome_unknown());
@@ -242,7 +242,7 @@ async fn what_no_node_takes_is_refused_for_certain() {
 async fn the_word_of_a_node_that_answers_outlives_those_that_do_not() {
     let refusals = std::iter::repeat_n(Turn::Refuse(unavailable("NO_QUORUM", None)), 1_000);
     let node = Node::start(refusals).await;
-    let client = client(&[node.endpoint(), "127.0.0.1:1".to_owned()], Duration::from_millis(300));
+    let client = client(&[node.endpoint(), "127.0.0.1:1".to_owned()], Duration::from_secs(2));
     for _ in 0..4 {
         let error = put(&client).await.expect_err("nobody takes it");
         assert_eq!((error.reason(), error.outcome_unknown()), ("NO_QUORUM", false), "{error}");
@@ -318,6 +318,19 @@ async fn a_deadline_leaves_a_change_unknown_and_travels_with_the_request() {
     let read = timeout(LIMIT, client.kv().get("k")).await.expect("the client's limit is shorter");
     let error = read.expect_err("it hangs");
     assert_eq!((error.code(), error.outcome_unknown()), (Code::DeadlineExceeded, false));
+}
+
+#[tokio::test]
+async fn while_a_node_is_silent_another_is_asked_as_well() {
+    let hangs = || std::iter::repeat_n(Turn::Hang, 1_000);
+    let (silent, node) = (Node::start(hangs()).await, Node::start([]).await);
+    let client = client(&[silent.endpoint(), node.endpoint()], Duration::from_secs(2));
+    let asked = || silent.script().request_ids.len();
+    while asked() == 0 {
+        assert_eq!(put(&client).await.expect("the other answers"), 7);
+    }
+    let id = silent.script().request_ids[0].clone();
+    assert!(node.script().request_ids.contains(&id), "with the same id");
 }
 
 #[tokio::test]

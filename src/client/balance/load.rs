@@ -152,6 +152,12 @@ impl Load {
         (buckets, Duration::from_micros(self.latency_sum_micros.load(Ordering::Relaxed)))
     }
 
+    /// A call is not answered for long.
+    pub(super) fn silent(&self, now: Instant) {
+        self.success_rate.record(false, now);
+        self.latency.observe(FAILURE_COSTS, now);
+    }
+
     pub(super) fn why_broken(&self) -> Option<Arc<BoxError>> {
         self.broke.load_full()
     }

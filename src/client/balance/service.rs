@@ -233,7 +233,12 @@ impl Balance {
     /// first. `None` where there is none.
     #[must_use]
     pub fn try_pick(&self, hints: &Extensions) -> Option<Picked> {
-        self.shared.choose(&Hints::of(hints))
+        self.try_pick_by(&Hints::of(hints))
+    }
+
+    /// As [`Balance::try_pick`].
+    pub(crate) fn try_pick_by(&self, hints: &Hints<'_>) -> Option<Picked> {
+        self.shared.choose(hints)
     }
 
     /// The state of all endpoints together.
@@ -334,6 +339,12 @@ pub struct Picked {
 }
 
 impl Picked {
+    /// The endpoint has not answered for long: the policies take that for a failure, though the call
+    /// may yet be answered.
+    pub(crate) fn is_silent(&self) {
+        self.backend.load().silent(self.clock.now());
+    }
+
     /// The same for a later attempt of a call; they count from 1.
     pub(crate) fn for_attempt(self, attempt: u32) -> Self {
         Self { attempt, ..self }
