@@ -261,7 +261,9 @@ impl Builder {
             .iter()
             .map(|endpoint| parse(endpoint, tls.is_some()))
             .collect::<Result<_, _>>()?;
-        let mut connect = Http2::new().connect_timeout(self.connect_timeout);
+        let mut connect = Http2::new()
+            .connect_timeout(self.connect_timeout)
+            .keep_alive(balance::KEEPALIVE_INTERVAL);
         if let Some(config) = tls {
             connect = connect.tls(config);
         }

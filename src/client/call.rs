@@ -98,14 +98,14 @@ impl Client {
     {
         let mut attempts = Attempts::new(self, effect, limit);
         loop {
-            let started = Instant::now();
             let node = match self.pick(&attempts).await {
                 Ok(node) => node,
                 Err(error) => {
-                    attempts.failed(None, started, error).await?;
+                    attempts.failed(None, Instant::now(), error).await?;
                     continue;
                 }
             };
+            let started = Instant::now();
             let message = || self.message(request.clone(), attempts.left());
             let first = send(node.clone(), message());
             let (at, answer) = match attempts.silence_max() {
@@ -287,7 +287,9 @@ impl<'a> Attempts<'a> {
         let doors = if at.is_some() { 1 } else { router.len() };
         self.closed_doors = if closed { self.closed_doors + doors } else { 0 };
         let now = Instant::now();
-        if now - started >= ESTABLISHED_AFTER {
+        // Who waited only to be refused was never established.
+        let was_cut = error.outcome_unknown() || error.reason() == "DRAINING";
+        if was_cut && now - started >= ESTABLISHED_AFTER {
             self.established = true;
             self.outage_since = None;
             self.backoff = Backoff::new();

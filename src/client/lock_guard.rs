@@ -155,6 +155,8 @@ impl LockGuard {
     pub(super) async fn acquire(client: Client, request: AcquireRequest) -> Result<Self, Error> {
         let in_session = request.session_id != 0;
         let clock = Clock::start();
+        // A grant under an id that was used before may be of long ago.
+        let fresh = request.request_id.is_empty();
         let asked = clock.now();
         let grant = client.locks().acquire(request).await?;
         let granted = clock.now();
@@ -166,7 +168,7 @@ impl LockGuard {
         };
         // After some time in line nobody knows when the grant came, and a session counts from its
         // own last renewal: then only a renewal tells how long the lock holds.
-        let lease = if !in_session && granted.since(asked) < ttl / 3 {
+        let lease = if fresh && !in_session && granted.since(asked) < ttl / 3 {
             Lease::confirmed_since(chance(), asked, Some(ttl))
         } else {
             Lease::unconfirmed(chance(), granted, ttl, granted.after(client.timeout()))

@@ -379,7 +379,8 @@ impl Carrier {
             }
             let attempts =
                 outage.get_or_insert_with(|| Attempts::new(&client, Effect::Write, limit));
-            attempts.failed(Some(node.address()), started, error).await?;
+            let since = if self.acknowledged() > before { started } else { Instant::now() };
+            attempts.failed(Some(node.address()), since, error).await?;
         }
     }
 

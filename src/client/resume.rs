@@ -117,14 +117,14 @@ impl<Q: Resume> Resuming<Q> {
     async fn open(&mut self) -> Result<(), Error> {
         let mut attempts = Attempts::new(&self.client, Effect::Read, self.limit());
         loop {
-            let started = Instant::now();
             let node = match self.client.pick(&attempts).await {
                 Ok(node) => node,
                 Err(error) => {
-                    attempts.failed(None, started, error).await?;
+                    attempts.failed(None, Instant::now(), error).await?;
                     continue;
                 }
             };
+            let started = Instant::now();
             let deadline = started + self.client.timeout;
             let opening = self.request.clone().open(node.clone());
             let error = match timeout_at(deadline, opening).await {
@@ -139,7 +139,8 @@ impl<Q: Resume> Resuming<Q> {
                 Err(_) if self.opened => Error::broken("no answer"),
                 Err(_) => return Err(attempts.expired()),
             };
-            attempts.failed(Some(node.address()), started, error).await?;
+            // It was never established, however long that took.
+            attempts.failed(Some(node.address()), Instant::now(), error).await?;
         }
     }
 }

@@ -125,14 +125,16 @@ impl Router {
     /// that it may be asked at once.
     pub(crate) fn follow(&self, at: Option<&str>, address: &str) -> bool {
         let Ok(endpoint) = Endpoint::new(address) else { return false };
-        let is_known = self.list.borrow().iter().any(|known| known.address() == address);
-        if !is_known {
+        let is_known = || self.list.borrow().iter().any(|known| known.address() == address);
+        if !is_known() {
             let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
             if known.told.len() >= NODES_MAX {
                 return false;
             }
-            known.told.push(endpoint);
-            self.list.send_replace(known.merged());
+            if !is_known() {
+                known.told.push(endpoint);
+                self.list.send_replace(known.merged());
+            }
         }
         self.leader.store(Some(Arc::new(address.into())));
         at != Some(address)

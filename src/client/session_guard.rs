@@ -89,10 +89,16 @@ impl SessionGuard {
     /// Opens a session and keeps it.
     pub(super) async fn open(client: Client, request: OpenSessionRequest) -> Result<Self, Error> {
         let clock = Clock::start();
-        let sent = clock.now();
+        let fresh = request.request_id.is_empty();
+        let mut sent = clock.now();
         let opened = client.sessions().open(request).await?;
-        let ttl = opened.ttl.and_then(|ttl| Duration::try_from(ttl).ok()).unwrap_or(TTL_DEFAULT);
-        let id = opened.session_id;
+        let (id, mut ttl) = (opened.session_id, opened.ttl);
+        if !fresh {
+            // Under an id that was used before it may have been opened long ago.
+            sent = clock.now();
+            ttl = client.sessions().keep_alive(id).await?.ttl;
+        }
+        let ttl = ttl.and_then(|ttl| Duration::try_from(ttl).ok()).unwrap_or(TTL_DEFAULT);
         let lease = Lease::confirmed_since(chance(), sent, Some(ttl));
         Ok(Self { id, kept: Kept::start(Open { client, id }, lease, clock) })
     }

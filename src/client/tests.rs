@@ -208,7 +208,12 @@ fn unavailable(reason: &str, leader: Option<&Node>) -> Status {
 }
 
 fn client(endpoints: &[String], limit: Duration) -> Client {
-    Client::builder().endpoints(endpoints).timeout(limit).build().expect("well formed")
+    Client::builder()
+        .endpoints(endpoints)
+        .timeout(limit)
+        .discover(false)
+        .build()
+        .expect("well formed")
 }
 
 async fn put(client: &Client) -> Result<u64, Error> {

@@ -37,11 +37,8 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 /// The flow-control window of one stream.
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 
-/// How often an HTTP/2 ping asks whether the other side is still there.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
-
-/// How long a ping may go unanswered before the connection counts as broken.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often an HTTP/2 ping asks whether a node of Quorate is still there.
+pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Who is calling, as the other side's logs see it.
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("quorate/", env!("CARGO_PKG_VERSION")));
@@ -75,12 +72,13 @@ pub enum CallError {
 #[must_use]
 pub struct Http2 {
     connect_timeout: Duration,
+    keep_alive: Option<Duration>,
     tls: Option<Dial>,
 }
 
 impl Default for Http2 {
     fn default() -> Self {
-        Self { connect_timeout: CONNECT_TIMEOUT_DEFAULT, tls: None }
+        Self { connect_timeout: CONNECT_TIMEOUT_DEFAULT, keep_alive: None, tls: None }
     }
 }
 
@@ -96,6 +94,14 @@ impl Http2 {
         self
     }
 
+    /// Asks by an HTTP/2 ping, at this interval and also while nothing is called, whether the other
+    /// side is still there; one that does not answer as long again is given up. Default never:
+    /// many servers close connections that ping more often than every 5 minutes.
+    pub const fn keep_alive(mut self, interval: Duration) -> Self {
+        self.keep_alive = Some(interval);
+        self
+    }
+
     /// Dials by TLS. ALPN must offer `h2`.
     pub fn tls(mut self, config: Arc<ClientConfig>) -> Self {
         self.tls = Some(Dial::fixed(config));
@@ -105,6 +111,7 @@ impl Http2 {
     /// Dials other nodes, with the certificates that this node's own listener for them has.
     pub(crate) fn peers(mut self, tls: Arc<Tls>) -> Self {
         self.tls = Some(Dial::peer(tls));
+        self.keep_alive = Some(KEEPALIVE_INTERVAL);
         self
     }
 }
@@ -114,6 +121,7 @@ impl fmt::Debug for Http2 {
         let tls = self.tls.is_some();
         f.debug_struct("Http2")
             .field("connect_timeout", &self.connect_timeout)
+            .field("keep_alive", &self.keep_alive)
             .field("tls", &tls)
             .finish()
     }
@@ -121,10 +129,10 @@ impl fmt::Debug for Http2 {
 
 impl Connect for Http2 {
     fn connect(&self, endpoint: &Endpoint) -> BoxFuture<Result<Arc<dyn Connection>, BoxError>> {
-        let Self { connect_timeout, tls } = self.clone();
+        let Self { connect_timeout, keep_alive, tls } = self.clone();
         let address = endpoint.address().to_owned();
         Box::pin(async move {
-            let connecting = establish(&address, tls);
+            let connecting = establish(&address, keep_alive, tls);
             match timeout(connect_timeout, connecting).await {
                 Ok(connected) => connected,
                 Err(_) => Err(format!("no connection within {connect_timeout:?}").into()),
@@ -133,14 +141,18 @@ impl Connect for Http2 {
     }
 }
 
-async fn establish(address: &str, tls: Option<Dial>) -> Result<Arc<dyn Connection>, BoxError> {
+async fn establish(
+    address: &str,
+    keep_alive: Option<Duration>,
+    tls: Option<Dial>,
+) -> Result<Arc<dyn Connection>, BoxError> {
     let authority: Authority = address.parse()?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let origin =
         Uri::builder().scheme(scheme).authority(authority.clone()).path_and_query("/").build()?;
     let (sender, closed) = match tls {
-        None => handshake(tcp::dial(&authority).await?).await?,
-        Some(dial) => handshake(dial.oneshot(origin.clone()).await?).await?,
+        None => handshake(tcp::dial(&authority).await?, keep_alive).await?,
+        Some(dial) => handshake(dial.oneshot(origin.clone()).await?, keep_alive).await?,
     };
     let Some(scheme) = origin.scheme().cloned() else { return Err("no scheme".into()) };
     Ok(Arc::new(Established { sender, scheme, authority, closed }))
@@ -148,6 +160,7 @@ async fn establish(address: &str, tls: Option<Dial>) -> Result<Arc<dyn Connectio
 
 async fn handshake<T>(
     io: TokioIo<T>,
+    keep_alive: Option<Duration>,
 ) -> Result<(http2::SendRequest<Body>, CancellationToken), BoxError>
 where
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
@@ -157,9 +170,11 @@ where
         .timer(TokioTimer::new())
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true);
+        .keep_alive_interval(keep_alive)
+        .keep_alive_while_idle(keep_alive.is_some());
+    if let Some(interval) = keep_alive {
+        builder.keep_alive_timeout(interval);
+    }
     let (mut sender, connection) = builder.handshake::<_, Body>(io).await?;
     let closed = CancellationToken::new();
     let guard = closed.clone().drop_guard();

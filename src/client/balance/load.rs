@@ -5,7 +5,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -67,6 +67,9 @@ pub struct Load {
     latency_buckets: [AtomicU64; LATENCY_BOUNDS.len() + 1],
     latency_sum_micros: AtomicU64,
     pub(super) tally: Arc<Tally>,
+    /// Whether calls were sent since the connection stood, and whether any was answered.
+    asked: AtomicBool,
+    spoke: AtomicBool,
     /// Why a call broke last, until there is a new connection.
     broke: ArcSwapOption<BoxError>,
     /// Told when an endpoint's failures in a row call for a look.
@@ -85,6 +88,8 @@ impl Load {
             latency_buckets: Default::default(),
             latency_sum_micros: AtomicU64::new(0),
             tally,
+            asked: AtomicBool::new(false),
+            spoke: AtomicBool::new(false),
             broke: ArcSwapOption::empty(),
             suspicion,
         }
@@ -162,7 +167,14 @@ impl Load {
         self.broke.load_full()
     }
 
+    /// Whether calls were sent since the connection stood and none was answered.
+    pub(super) fn was_asked_in_vain(&self) -> bool {
+        self.asked.load(Ordering::Relaxed) && !self.spoke.load(Ordering::Relaxed)
+    }
+
     pub(super) fn mended(&self) {
+        self.asked.store(false, Ordering::Relaxed);
+        self.spoke.store(false, Ordering::Relaxed);
         self.broke.store(None);
     }
 
@@ -182,8 +194,6 @@ pub(super) struct Call {
     load: Arc<Load>,
     clock: Clock,
     started: Instant,
-    /// Whether the answer has begun.
-    answered: bool,
 }
 
 /// What an answer that failed counts as, at least: failing fast must not look like being fast.
@@ -193,15 +203,16 @@ impl Call {
     pub(super) fn start(load: Arc<Load>, clock: Clock) -> Self {
         load.in_flight.fetch_add(1, Ordering::Relaxed);
         load.picks.fetch_add(1, Ordering::Relaxed);
+        raise(&load.asked);
         let started = clock.now();
-        Self { load, clock, started, answered: false }
+        Self { load, clock, started }
     }
 
     /// The answer has begun.
     pub(super) fn answered(&mut self) {
         let now = self.clock.now();
         let took = now.since(self.started);
-        self.answered = true;
+        raise(&self.load.spoke);
         self.load.answered(took);
         self.load.latency.observe(took, now);
     }
@@ -227,6 +238,13 @@ impl Call {
         if load.tally.record(!failed) {
             load.suspicion.notify_one();
         }
+    }
+}
+
+/// Sets a flag that is mostly set already, without taking its line for nothing.
+fn raise(flag: &AtomicBool) {
+    if !flag.load(Ordering::Relaxed) {
+        flag.store(true, Ordering::Relaxed);
     }
 }
 

@@ -38,6 +38,7 @@ mod view;
 mod worker;
 
 pub use builder::{Builder, SlowStart};
+pub(crate) use connection::KEEPALIVE_INTERVAL;
 pub use connection::{BoxError, BoxFuture, CallError, Connect, Connection, Http2};
 pub use endpoint::Endpoint;
 pub(crate) use hints::Hints;

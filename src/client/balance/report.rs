@@ -6,6 +6,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -35,6 +36,13 @@ pub(super) const fn is_failure(code: Code) -> bool {
 /// The code in headers or trailers, where there is one.
 pub(super) fn code_in(headers: &HeaderMap) -> Option<Code> {
     headers.get("grpc-status").map(|value| Code::from_bytes(value.as_bytes()))
+}
+
+/// An answer that ended before its status: what it says may have been done.
+fn truncated() -> Status {
+    let mut status = Status::unavailable("the answer ended without a status");
+    status.set_source(Arc::new(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)));
+    status
 }
 
 /// The body of an answer, whose end is told to the endpoint's load.
@@ -84,8 +92,13 @@ impl HttpBody for Reported {
                 }
             }
             Some(Err(_)) => this.end(true),
-            // Without trailers the call has no status: a stream that broke.
-            None => this.end(true),
+            None if this.call.is_some() => {
+                // Without trailers the call has no status: a stream that broke.
+                this.end(true);
+                this.body = Body::empty();
+                return Poll::Ready(Some(Err(truncated())));
+            }
+            None => {}
         }
         Poll::Ready(frame)
     }

@@ -101,7 +101,17 @@ async fn tell<R: Resolver>(
     let mut known: BTreeMap<Arc<str>, Endpoint> = BTreeMap::new();
     loop {
         let changes = match resolver.next().await {
-            Ok(endpoints) => difference(&mut known, endpoints),
+            Ok(endpoints) => {
+                let changes = difference(&mut known, endpoints);
+                // Nothing to tell, and still an answer: who waits for a first endpoint is to know.
+                if known.is_empty() && changes.is_empty() {
+                    let nobody = Error::unresolved("no endpoint is known".to_owned());
+                    if told.send(Err(nobody)).await.is_err() {
+                        return;
+                    }
+                }
+                changes
+            }
             Err(error) => {
                 if told.send(Err(error)).await.is_err() {
                     return;

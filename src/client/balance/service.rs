@@ -278,8 +278,10 @@ impl Service<Request<Body>> for Balance {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let shared = Arc::clone(&self.shared);
+        // The call keeps the balancer alive: it may be all that is left of it.
+        let Self { shared, _stop: stop } = self.clone();
         Box::pin(async move {
+            let _stop = stop;
             let deadline = deadline_of(&request);
             let sending = send(&shared, request, deadline);
             match deadline {

@@ -115,11 +115,11 @@ impl Subchannel {
     }
 
     /// The connection is gone. One that stood for as long as the first pause clears what failed
-    /// before it; one that was closed at once counts as a failure, or it would be made again and
-    /// again without a pause.
-    pub(super) fn closed(&mut self, now: Instant, rng: &mut Rng) {
+    /// before it; one that was closed at once, or was asked `in_vain`, counts as a failure, or it would
+    /// be made again and again without a pause.
+    pub(super) fn closed(&mut self, in_vain: bool, now: Instant, rng: &mut Rng) {
         assert_eq!(self.state, Connectivity::Ready, "only what was made is closed");
-        if now.since(self.ready_since) >= self.proof {
+        if !in_vain && now.since(self.ready_since) >= self.proof {
             self.backoff.reset();
             self.state = Connectivity::Idle;
         } else {

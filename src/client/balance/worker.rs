@@ -114,7 +114,6 @@ where
             self.connect();
             self.publish();
         }
-        self.shared.publish(Snapshot { state: Connectivity::Shutdown, ..Snapshot::empty() });
     }
 
     fn now(&self) -> Instant {
@@ -222,7 +221,8 @@ where
             }
             Event::Closed => {
                 tracing::debug!(endpoint = address, "connection closed");
-                member.subchannel.closed(now, &mut self.rng);
+                let in_vain = member.load.was_asked_in_vain();
+                member.subchannel.closed(in_vain, now, &mut self.rng);
                 member.disconnected("the connection was closed".into(), None);
             }
             Event::Health(health) if member.health != health => {
@@ -375,6 +375,7 @@ where
             !member.endpoint.is_draining()
                 && !member.has_failed
                 && member.health != Health::NotServing
+                && !self.detector.is_ejected(&member.number)
         };
         let waits = !self.resolved && self.resolver_error.is_none();
         if waits || self.members.iter().any(hopeful) {
@@ -414,6 +415,13 @@ where
         let (passing, staying): (Vec<_>, Vec<_>) = causes.partition(passes);
         let cause = passing.into_iter().chain(staying).next();
         (format!("no endpoint can be called: {}", reasons.join(", ")).into(), cause)
+    }
+}
+
+/// Nobody waits for a task that has ended, however it did.
+impl<D> Drop for Worker<D> {
+    fn drop(&mut self) {
+        self.shared.publish(Snapshot { state: Connectivity::Shutdown, ..Snapshot::empty() });
     }
 }
 

@@ -24,10 +24,16 @@ impl Policy for LeastRequests {
     }
 }
 
+/// From this share of answered calls on an endpoint counts as one that answers all.
+const RATE_FINE: f64 = 0.9;
+
 fn busyness(backend: &Backend, now: Instant) -> f64 {
     let load = backend.load();
+    let rate = load.success_rate(now);
+    // A failure now and then must not decide between two that have nothing to do.
+    let rate = if rate >= RATE_FINE { 1.0 } else { rate };
     // Once more for failing faster than others answer.
-    f64::from(load.in_flight() + 1) / load.success_rate(now).powi(2)
+    f64::from(load.in_flight() + 1) / rate.powi(2)
 }
 
 #[derive(Debug)]

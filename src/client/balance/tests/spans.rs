@@ -44,7 +44,9 @@ async fn each_attempt_is_a_span_with_its_endpoint_and_number() {
     let seen = Seen::default();
     let _guard =
         tracing::subscriber::set_default(tracing_subscriber::registry().with(seen.clone()));
-    // Other tests may have reached the span before, when nobody wanted it.
+    // While there is only one dispatcher, whichever thread reaches a span first decides for all
+    // whether anybody wants it: other tests run beside this one.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     tracing::callsite::rebuild_interest_cache();
     let fleet = Fleet::of(2);
     let balance = round_robin(&fleet);
