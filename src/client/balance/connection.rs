@@ -3,13 +3,23 @@
 //! What makes connections is a trait, so that a balancer can stand on anything that answers gRPC
 //! requests. Nothing here connects again, counts or chooses.
 
-use std::{fmt, future::Future, pin::Pin, sync::Arc};
+use std::{
+    fmt,
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+};
 
 use http::{HeaderValue, Request, Response, Uri, header::USER_AGENT, uri::Authority};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ClientConfig;
-use tokio::time::timeout;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower::ServiceExt as _;
@@ -54,8 +64,9 @@ pub trait Connection: Send + Sync + 'static {
     /// Sends a request.
     fn call(&self, request: Request<Body>) -> BoxFuture<Result<Response<Body>, CallError>>;
 
-    /// Resolves once no more calls can be sent; those under way may go on.
-    fn closed(&self) -> BoxFuture<()>;
+    /// Resolves once no more calls can be sent, with the reason where the other side gave one;
+    /// calls under way may go on.
+    fn closed(&self) -> BoxFuture<Option<BoxError>>;
 }
 
 /// Why a request got no answer.
@@ -150,20 +161,22 @@ async fn establish(
     let scheme = if tls.is_some() { "https" } else { "http" };
     let origin =
         Uri::builder().scheme(scheme).authority(authority.clone()).path_and_query("/").build()?;
+    let heard = Heard::default();
     let (sender, closed) = match tls {
-        None => handshake(tcp::dial(&authority).await?, keep_alive).await?,
-        Some(dial) => handshake(dial.oneshot(origin.clone()).await?, keep_alive).await?,
+        None => handshake(tcp::dial(&authority).await?, &heard, keep_alive).await?,
+        Some(dial) => handshake(dial.oneshot(origin.clone()).await?, &heard, keep_alive).await?,
     };
     let Some(scheme) = origin.scheme().cloned() else { return Err("no scheme".into()) };
-    Ok(Arc::new(Established { sender, scheme, authority, closed }))
+    Ok(Arc::new(Established { sender, scheme, authority, closed, heard }))
 }
 
 async fn handshake<T>(
     io: TokioIo<T>,
+    heard: &Heard,
     keep_alive: Option<Duration>,
 ) -> Result<(http2::SendRequest<Body>, CancellationToken), BoxError>
 where
-    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
@@ -175,6 +188,7 @@ where
     if let Some(interval) = keep_alive {
         builder.keep_alive_timeout(interval);
     }
+    let io = TokioIo::new(Overheard { io: io.into_inner(), heard: heard.clone(), whole: false });
     let (mut sender, connection) = builder.handshake::<_, Body>(io).await?;
     let closed = CancellationToken::new();
     let guard = closed.clone().drop_guard();
@@ -193,6 +207,7 @@ struct Established {
     scheme: http::uri::Scheme,
     authority: Authority,
     closed: CancellationToken,
+    heard: Heard,
 }
 
 impl Connection for Established {
@@ -219,7 +234,129 @@ impl Connection for Established {
         })
     }
 
-    fn closed(&self) -> BoxFuture<()> {
-        Box::pin(self.closed.clone().cancelled_owned())
+    fn closed(&self) -> BoxFuture<Option<BoxError>> {
+        let (closed, heard) = (self.closed.clone(), self.heard.clone());
+        Box::pin(async move {
+            closed.cancelled().await;
+            heard.farewell().map(|reason| h2::Error::from(reason).into())
+        })
+    }
+}
+
+/// How much of what the other side says first is kept.
+const HEARD_BYTES_MAX: usize = 256;
+
+/// The length of a frame's header (RFC 9113, section 4.1).
+const FRAME_HEADER_BYTES: usize = 9;
+
+/// The type of a GOAWAY frame (RFC 9113, section 6.8).
+const GOAWAY: u8 = 7;
+
+/// What the other side said first. hyper keeps to itself why a connection ended that no call was
+/// under way on; a node that wants TLS says so at once.
+#[derive(Clone, Default)]
+struct Heard(Arc<Mutex<Vec<u8>>>);
+
+impl Heard {
+    fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The reason of a GOAWAY among the first frames.
+    fn farewell(&self) -> Option<h2::Reason> {
+        let heard = self.lock();
+        let mut rest = heard.as_slice();
+        while let [one, two, three, kind, ..] = *rest {
+            let length = u32::from_be_bytes([0, one, two, three]) as usize;
+            let payload = rest.get(FRAME_HEADER_BYTES..)?;
+            if kind == GOAWAY {
+                let code = payload.get(4..8)?.try_into().ok()?;
+                let reason = h2::Reason::from(u32::from_be_bytes(code));
+                return (reason != h2::Reason::NO_ERROR).then_some(reason);
+            }
+            rest = payload.get(length..)?;
+        }
+        None
+    }
+}
+
+/// A stream whose first bytes are kept.
+struct Overheard<T> {
+    io: T,
+    heard: Heard,
+    /// As much was kept as is to be.
+    whole: bool,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Overheard<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(context, buffer);
+        if !self.whole {
+            let new = &buffer.filled()[before..];
+            let mut heard = self.heard.lock();
+            let room = HEARD_BYTES_MAX - heard.len();
+            heard.extend_from_slice(&new[..new.len().min(room)]);
+            let whole = heard.len() == HEARD_BYTES_MAX;
+            drop(heard);
+            self.whole = whole;
+        }
+        read
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Overheard<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(context, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_farewell_is_found_behind_other_frames() {
+        let settings = [0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 100];
+        let goaway = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12];
+        let heard = Heard::default();
+        assert_eq!(heard.farewell(), None);
+        heard.lock().extend_from_slice(&settings);
+        assert_eq!(heard.farewell(), None);
+        heard.lock().extend_from_slice(&goaway);
+        assert_eq!(heard.farewell(), Some(h2::Reason::INADEQUATE_SECURITY));
+        let last = heard.lock().len() - 1;
+        heard.lock()[last] = 0;
+        assert_eq!(heard.farewell(), None, "it only ended");
+        heard.lock().truncate(20);
+        assert_eq!(heard.farewell(), None, "half a frame");
     }
 }

@@ -34,7 +34,7 @@ const CHANGES_TAKEN_MAX: usize = 1_024;
 enum Event {
     Connected(Arc<dyn Connection>),
     Failed(BoxError),
-    Closed,
+    Closed(Option<BoxError>),
     Health(Health),
 }
 
@@ -219,11 +219,15 @@ where
                 let words = last_cause(&*error).to_string();
                 member.disconnected(words.into(), Some(Arc::new(error)));
             }
-            Event::Closed => {
+            Event::Closed(error) => {
                 tracing::debug!(endpoint = address, "connection closed");
                 let in_vain = member.load.was_asked_in_vain();
                 member.subchannel.closed(in_vain, now, &mut self.rng);
-                member.disconnected("the connection was closed".into(), None);
+                let words = match &error {
+                    Some(error) => format!("the connection was closed: {}", last_cause(&**error)),
+                    None => "the connection was closed".to_owned(),
+                };
+                member.disconnected(words.into(), error.map(Arc::new));
             }
             Event::Health(health) if member.health != health => {
                 tracing::debug!(endpoint = address, ?health, "health changed");
@@ -449,11 +453,11 @@ async fn keep(shared: Arc<Shared>, endpoint: Endpoint, reporter: Reporter) {
     };
     reporter.tell(Event::Connected(Arc::clone(&connection))).await;
     let closed = connection.closed();
-    match &shared.options.health {
+    let why = match &shared.options.health {
         None => {
             // Callers hold it from here on; a connection nobody holds is to end.
             drop(connection);
-            closed.await;
+            closed.await
         }
         Some(service) => {
             let teller = reporter.clone();
@@ -464,15 +468,15 @@ async fn keep(shared: Arc<Shared>, endpoint: Endpoint, reporter: Reporter) {
             let watching = async {
                 health::watch(connection, Arc::clone(service), told).await;
                 // It has no such API.
-                std::future::pending::<()>().await;
+                std::future::pending().await
             };
             tokio::select! {
-                () = closed => {}
-                () = watching => {}
+                why = closed => why,
+                why = watching => why,
             }
         }
-    }
-    reporter.tell(Event::Closed).await;
+    };
+    reporter.tell(Event::Closed(why)).await;
 }
 
 async fn run_until(token: CancellationToken, work: impl Future<Output = ()>) {

@@ -390,8 +390,12 @@ impl Connection for Wire {
         })
     }
 
-    fn closed(&self) -> BoxFuture<()> {
-        Box::pin(self.life.clone().cancelled_owned())
+    fn closed(&self) -> BoxFuture<Option<BoxError>> {
+        let life = self.life.clone();
+        Box::pin(async move {
+            life.cancelled().await;
+            None
+        })
     }
 }
 
