@@ -6,7 +6,7 @@ use crate::{
         replica::{Event, Jobs, WalJob},
         space::Shortage,
     },
-    raft::RoleKind,
+    raft::{Append, RoleKind},
     sim::invariants::Broken,
     types::{Duration, NodeId},
 };
@@ -87,11 +87,15 @@ impl World {
         let Some(process) = self.nodes[node].process.as_deref() else { return Ok(()) };
         let durable: Vec<_> = self.nodes.iter().map(|node| &node.durable).collect();
         let (raft, status) = (process.replica.raft(), process.replica.status());
-        for job in &jobs.wal {
-            if let WalJob::Append(append) = job {
-                self.checks.appended(node, raft, append)?;
-            }
-        }
+        let appends: Vec<&Append> = jobs
+            .wal
+            .iter()
+            .filter_map(|job| match job {
+                WalJob::Append(append) => Some(append),
+                _ => None,
+            })
+            .collect();
+        self.checks.appended(node, raft, &appends)?;
         let grown = self.checks.stepped(node, raft, status, &process.grown, &durable)?;
         self.nodes[node].process.as_deref_mut().expect("as above").grown = grown;
         Ok(())
