@@ -9,6 +9,7 @@ pub mod client;
 mod fuzz;
 pub mod host;
 pub mod lab;
+pub mod layers;
 pub mod machine;
 pub mod net;
 pub mod node;

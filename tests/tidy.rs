@@ -24,6 +24,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("wire", 2),
     ("observe", 2),
     ("net", 2),
+    ("layers", 2),
     ("node", 3),
     ("streaming", 4),
     ("client", 4),

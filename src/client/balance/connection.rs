@@ -4,9 +4,7 @@
 //! requests. Nothing here connects again, counts or chooses.
 
 use std::{
-    fmt,
-    future::Future,
-    io,
+    fmt, io,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
@@ -27,15 +25,10 @@ use tower::ServiceExt as _;
 use crate::{
     client::balance::Endpoint,
     host::tcp,
+    layers::{BoxError, BoxFuture},
     net::{Dial, Tls},
     types::Duration,
 };
-
-/// Why there is no connection, or why it is gone.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// A future in a box.
-pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// How long one attempt to connect may take, unless said otherwise.
 const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);

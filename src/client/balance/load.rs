@@ -13,7 +13,7 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
 
 use crate::{
-    client::balance::BoxError,
+    layers::{BoxError, Clock},
     resilience::{
         ewma::{self, PeakEwma, SuccessRate},
         outlier::Tally,
@@ -36,24 +36,6 @@ pub(super) const LATENCY_BOUNDS: [Duration; 12] = [
     Duration::from_secs(1),
     Duration::from_secs(5),
 ];
-
-/// The time since the balancer began, as its parts know it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Clock(tokio::time::Instant);
-
-impl Clock {
-    pub(super) fn start() -> Self {
-        Self(tokio::time::Instant::now())
-    }
-
-    pub(super) fn now(self) -> Instant {
-        Instant::ZERO.after(self.0.elapsed())
-    }
-
-    pub(super) fn at(self, instant: Instant) -> tokio::time::Instant {
-        self.0 + instant.since(Instant::ZERO)
-    }
-}
 
 /// Counters of one endpoint.
 #[derive(Debug)]

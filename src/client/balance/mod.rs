@@ -39,7 +39,7 @@ mod worker;
 
 pub use builder::{Builder, SlowStart};
 pub(crate) use connection::KEEPALIVE_INTERVAL;
-pub use connection::{BoxError, BoxFuture, CallError, Connect, Connection, Http2};
+pub use connection::{CallError, Connect, Connection, Http2};
 pub use endpoint::Endpoint;
 pub(crate) use hints::Hints;
 pub use hints::{Avoid, HashKey, Prefer, ServedBy, WaitForReady};
@@ -50,9 +50,11 @@ pub use policy::{
     ZoneAware,
 };
 pub use resolve::{Discovered, Dns, Registry, Resolver, Static, Subset};
-pub use service::{Balance, NotSent, Picked};
+pub use service::{Balance, Picked};
 pub use subchannel::Connectivity;
 pub use view::{EndpointView, View};
+
+pub use crate::layers::{BoxError, BoxFuture, NotSent};
 
 use tonic::Status;
 

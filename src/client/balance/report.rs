@@ -11,32 +11,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Sleep;
 use tonic::{Code, Status, body::Body};
 
-use crate::client::balance::load::Call;
-
-/// Which answers count against the endpoint that gave them: those that say that it, or what stands
-/// behind it, does not work. Refusals of what was asked for do not.
-pub(super) const fn is_failure(code: Code) -> bool {
-    matches!(
-        code,
-        Code::Unknown
-            | Code::DeadlineExceeded
-            | Code::ResourceExhausted
-            | Code::Unimplemented
-            | Code::Internal
-            | Code::Unavailable
-            | Code::DataLoss
-    )
-}
-
-/// The code in headers or trailers, where there is one.
-pub(super) fn code_in(headers: &HeaderMap) -> Option<Code> {
-    headers.get("grpc-status").map(|value| Code::from_bytes(value.as_bytes()))
-}
+use crate::{
+    client::balance::load::Call,
+    layers::{code_in, is_failure},
+};
 
 /// An answer that ended before its status: what it says may have been done.
 fn truncated() -> Status {
@@ -104,7 +86,8 @@ impl HttpBody for Reported {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        // As long as no status was seen there is one to come, or an error to tell.
+        self.call.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -26,15 +26,16 @@ use tracing::Instrument as _;
 
 use crate::{
     client::balance::{
-        Avoid, BoxError, BoxFuture, Builder, CallError, Connection, Connectivity, Hints, Prefer,
-        Resolver, ServedBy, View,
+        Avoid, BoxFuture, Builder, CallError, Connection, Connectivity, Hints, Prefer, Resolver,
+        ServedBy, View,
         builder::Options,
         deadline_exceeded,
-        load::{Call, Clock},
+        load::Call,
         policy::{Asked, Backend},
-        report::{Reported, code_in, is_failure},
+        report::Reported,
         snapshot::{Snapshot, mix},
     },
+    layers::{Clock, NotSent, code_in, is_failure},
     types::Duration,
 };
 
@@ -47,33 +48,6 @@ const STALE_LIMIT: Duration = Duration::from_secs(1);
 /// How much later than a call's deadline its wait for an endpoint ends: what is sent ends on time,
 /// and is counted against the endpoint.
 const GRACE: Duration = Duration::from_millis(1);
-
-/// The request certainly never left: the source of statuses that say so.
-#[derive(Clone, Debug)]
-pub struct NotSent {
-    message: Arc<str>,
-    cause: Option<Arc<BoxError>>,
-}
-
-impl NotSent {
-    fn status(message: Arc<str>, cause: Option<Arc<BoxError>>) -> Status {
-        let mut status = Status::unavailable(message.to_string());
-        status.set_source(Arc::new(Self { message, cause }));
-        status
-    }
-}
-
-impl fmt::Display for NotSent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for NotSent {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.cause.as_ref().map(|cause| &***cause as &(dyn std::error::Error + 'static))
-    }
-}
 
 /// What the callers and the balancer's task share.
 #[derive(Debug)]
@@ -303,9 +277,12 @@ async fn send(
     deadline: Option<Instant>,
 ) -> Result<Response<Body>, Status> {
     let mut retries = 0;
-    let mut published = shared.published.subscribe();
+    // Nothing is listened for until a request comes back.
+    let mut published: Option<watch::Receiver<()>> = None;
     loop {
-        published.mark_unchanged();
+        if let Some(published) = &mut published {
+            published.mark_unchanged();
+        }
         let picked = shared.choose_or_wait(&Hints::of(request.extensions())).await?;
         let (again, error) = match picked.send(request, deadline, retries + 1).await {
             Ok(answered) => return Ok(answered),
@@ -318,6 +295,7 @@ async fn send(
         let mut avoid = hints.remove::<Avoid>().unwrap_or_default();
         let is_second = avoid.0.iter().any(|avoided| **avoided == *picked.address());
         // There was no other choice: its end is about to be seen, and then there may be one.
+        let published = published.get_or_insert_with(|| shared.published.subscribe());
         let stuck = is_second && timeout(STALE_LIMIT, published.changed()).await.is_err();
         if stuck || retries > TRANSPARENT_RETRIES_MAX {
             let message = format!("{}: {error}", picked.address());

@@ -8,7 +8,7 @@ use super::{
     testing::{asked, backends, endpoints_of, keyed, weighing},
     *,
 };
-use crate::client::balance::load::{Call, Clock};
+use crate::{client::balance::load::Call, layers::Clock};
 
 fn every_policy() -> Vec<Box<dyn Policy>> {
     vec![

@@ -1,0 +1,22 @@
+//! Floor 2: the resilience of gRPC calls as tower layers, for any tonic client or server.
+//!
+//! Each layer gives one machine of [`crate::resilience`] the time and the ends of calls, and carries
+//! out what it decides. A call's end is read where gRPC tells it: in headers or trailers. What a layer
+//! refuses is an answer with a status and its details, so that the layers around it read it like any
+//! other. Nothing here decides by itself.
+
+mod clock;
+mod not_sent;
+mod outcome;
+
+use std::{future::Future, pin::Pin};
+
+pub use clock::Clock;
+pub use not_sent::NotSent;
+pub use outcome::{Outcome, code_in, is_failure, observe};
+
+/// An error of anything.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A future of anything.
+pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
