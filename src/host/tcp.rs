@@ -26,16 +26,6 @@ pub async fn connect(endpoint: &Endpoint) -> Result<Channel, Error> {
     endpoint.connect().await
 }
 
-/// A channel that connects in plaintext when it is used, and again when its connection is lost.
-#[must_use]
-pub fn connect_lazy(endpoint: &Endpoint) -> Channel {
-    #[cfg(test)]
-    if crate::host::simulated::is_on() {
-        return endpoint.connect_with_connector_lazy(crate::host::simulated::connector());
-    }
-    endpoint.connect_lazy()
-}
-
 /// Opens a connection to `host:port`, to the first address of the host that takes it.
 ///
 /// # Errors

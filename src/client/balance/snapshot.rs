@@ -4,9 +4,12 @@
 
 use std::{fmt, sync::Arc};
 
-use crate::client::balance::{
-    BoxError, Connection, Connectivity, Endpoint, Load,
-    policy::{Asked, Backend, Picker},
+use crate::{
+    client::balance::{
+        BoxError, Connection, Connectivity, Endpoint, Load,
+        policy::{Asked, Backend, Picker},
+    },
+    types::Rng,
 };
 
 /// How often a choice that does not suit is made anew before the next best is looked for.
@@ -92,10 +95,7 @@ impl fmt::Debug for Snapshot {
     }
 }
 
-/// Even bits from a counter: SplitMix64's finalizer.
+/// Even bits from a counter.
 pub(super) const fn mix(number: u64) -> u64 {
-    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    Rng::new(number).next_u64()
 }

@@ -6,14 +6,16 @@ mod scenarios;
 mod shares;
 mod spans;
 
-use std::sync::Arc;
+use std::{convert::Infallible, sync::Arc};
 
+use tokio_stream::StreamExt as _;
 use tonic::Code;
+use tower::discover::Change;
 
 use self::fleet::{Fleet, Nature};
 use super::{
-    Avoid, Balance, Connectivity, LeastRequests, NotSent, PickFirst, Prefer, RoundRobin, Static,
-    WaitForReady,
+    Avoid, Balance, Connectivity, Endpoint, LeastRequests, NotSent, PickFirst, Prefer, RoundRobin,
+    Static, WaitForReady,
 };
 use crate::{resilience::outlier, types::Duration};
 
@@ -181,6 +183,31 @@ async fn refusals_of_what_was_asked_do_not_eject() {
     }
     assert_eq!(fleet.taken(), [50, 50]);
     assert_eq!(balance.view().endpoints[0].failures, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_ends_before_its_status_is_a_failure_that_may_have_been_carried_out() {
+    let fleet = Fleet::of(1);
+    fleet.change(0, |nature| nature.truncates = true);
+    let balance = round_robin(&fleet);
+    let cut = fleet.call(&balance).await.expect_err("it has no status");
+    assert_eq!(cut.code(), Code::Unavailable);
+    assert!(crate::client::Error::from(cut).outcome_unknown(), "it was sent");
+    assert_eq!(balance.view().endpoints[0].failures, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_however_many_that_are_told_at_once_none_is_missed() {
+    const MANY: usize = 2_500;
+    let fleet = Fleet::of(MANY);
+    let told: Vec<_> = fleet.endpoints();
+    let insert = |endpoint: Endpoint| {
+        Ok::<_, Infallible>(Change::Insert(endpoint.id().to_owned(), endpoint))
+    };
+    let told = tokio_stream::iter(told.into_iter().map(insert)).chain(tokio_stream::pending());
+    let balance = Balance::builder().policy(PickFirst).connect(fleet.clone()).discover(told);
+    balance.ready().await.expect("it comes up");
+    fleet.until_view(&balance, |view| view.endpoints.len() == MANY).await;
 }
 
 #[tokio::test(start_paused = true)]

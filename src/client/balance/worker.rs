@@ -129,7 +129,7 @@ where
     /// Takes in a change, and all that are there with it.
     async fn take_changes(&mut self, first: Option<Heard<D>>) {
         let mut next = first;
-        for _ in 0..CHANGES_TAKEN_MAX {
+        for taken in 1.. {
             match next {
                 None => {
                     // What it told stays in force; there is nobody to ask any more.
@@ -150,12 +150,15 @@ where
                     }
                 }
             }
-            let more = tokio::select! {
+            // Before the next one is taken: nobody else would see it.
+            if taken == CHANGES_TAKEN_MAX {
+                return;
+            }
+            next = tokio::select! {
                 biased;
                 change = next_change(&mut self.discover) => change,
                 () = std::future::ready(()) => return,
             };
-            next = more;
         }
     }
 

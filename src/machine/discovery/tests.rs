@@ -226,7 +226,7 @@ fn state_set(h: &mut Harness, id: &str, state: InstanceState) -> u64 {
 }
 
 fn instance(h: &Harness, id: &str) -> Instance {
-    h.view().instance("web", id).unwrap().expect("it is registered")
+    h.view().instance("web", id).expect("the store works").expect("it is registered")
 }
 
 fn revision_of(h: &Harness) -> u64 {
@@ -272,7 +272,7 @@ fn a_registration_sets_the_state_and_unsaid_is_serving() {
     register(&mut h, web("one"));
     assert_eq!(instance(&h, "one").state(), InstanceState::Serving);
     let found = h.view().resolve(&ResolveRequest { service: "web".into(), ..Default::default() });
-    assert_eq!(found.unwrap().instances[0].state(), InstanceState::Serving);
+    assert_eq!(found.expect("the store works").instances[0].state(), InstanceState::Serving);
 }
 
 #[test]
@@ -285,7 +285,7 @@ fn an_instance_that_was_written_before_there_were_states_is_serving() {
     assert!(row_of(InstanceState::Serving) == row_of(InstanceState::Unspecified));
     assert!(row_of(InstanceState::Draining) != row_of(InstanceState::Unspecified));
     let old = Instance { service: "web".into(), ..Instance::default() };
-    let read = decode_instance(old.encode_to_vec().into()).unwrap();
+    let read = decode_instance(old.encode_to_vec().into()).expect("it is an instance");
     assert_eq!(read.state(), InstanceState::Serving);
 }
 

@@ -5,6 +5,8 @@
 
 use core::hash::{Hash, Hasher};
 
+use crate::types::Rng;
+
 /// A set of operations done, those that must happen and those that may apart.
 #[derive(Debug)]
 pub(crate) struct Done {
@@ -83,12 +85,9 @@ impl Done {
     }
 }
 
-/// The finaliser of SplitMix64.
+/// Even bits of a number, the same everywhere.
 const fn mix(number: u64) -> u64 {
-    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    Rng::new(number).next_u64()
 }
 
 /// A hash that is the same everywhere.

@@ -41,11 +41,6 @@ struct Two;
 
 impl Picker for Two {
     fn pick(&self, ready: &[Arc<Backend>], call: &Asked) -> usize {
-        if ready.len() < 2 {
-            return 0;
-        }
-        let (one, other) = call.two_below(ready.len());
-        let less = busyness(&ready[other], call.now) < busyness(&ready[one], call.now);
-        if less { other } else { one }
+        call.lesser_of_two(ready, busyness)
     }
 }

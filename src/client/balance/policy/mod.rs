@@ -88,6 +88,21 @@ impl Asked {
         (((self.chance >> 32) * bound as u64) >> 32) as usize
     }
 
+    /// Of two places of `ready` at random, the one whose cost is less.
+    #[must_use]
+    pub fn lesser_of_two(
+        &self,
+        ready: &[Arc<Backend>],
+        cost: impl Fn(&Backend, Instant) -> f64,
+    ) -> usize {
+        if ready.len() < 2 {
+            return 0;
+        }
+        let (one, other) = self.two_below(ready.len());
+        let less = cost(&ready[other], self.now) < cost(&ready[one], self.now);
+        if less { other } else { one }
+    }
+
     /// Two different places below `bound`, which is at least 2.
     #[must_use]
     pub const fn two_below(&self, bound: usize) -> (usize, usize) {

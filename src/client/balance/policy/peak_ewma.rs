@@ -36,11 +36,6 @@ struct Two;
 
 impl Picker for Two {
     fn pick(&self, ready: &[Arc<Backend>], call: &Asked) -> usize {
-        if ready.len() < 2 {
-            return 0;
-        }
-        let (one, other) = call.two_below(ready.len());
-        let less = cost(&ready[other], call.now) < cost(&ready[one], call.now);
-        if less { other } else { one }
+        call.lesser_of_two(ready, cost)
     }
 }

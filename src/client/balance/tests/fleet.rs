@@ -46,6 +46,8 @@ pub(super) struct Nature {
     /// What it answers with, in trailers behind an empty body.
     pub(super) code: Code,
     pub(super) takes_nothing: bool,
+    /// Its answers end before their status.
+    pub(super) truncates: bool,
     /// What it says of its own health.
     pub(super) health: Says,
 }
@@ -67,6 +69,7 @@ impl Default for Nature {
             answers_in: Duration::from_millis(1),
             code: Code::Ok,
             takes_nothing: false,
+            truncates: false,
             health: Says::Unimplemented,
         }
     }
@@ -382,6 +385,9 @@ impl Connection for Wire {
             drop(serving);
             if nature.code == Code::Ok {
                 server.served.fetch_add(1, Ordering::Relaxed);
+            }
+            if nature.truncates {
+                return Ok(Response::new(Body::empty()));
             }
             let mut trailers = HeaderMap::new();
             Status::new(nature.code, "as told").add_header(&mut trailers).expect("it is ASCII");
