@@ -20,6 +20,7 @@ mod passed_reads;
 mod pauses;
 mod put_streams;
 mod reads;
+mod registry;
 mod room;
 mod slow_requests;
 #[cfg(feature = "otel")]

@@ -192,7 +192,11 @@ where
         }
     });
     sender.ready().await?;
-    Ok((sender, closed))
+    // A port that takes connections and says nothing is no server: its SETTINGS come first.
+    tokio::select! {
+        () = heard.spoken.cancelled() => Ok((sender, closed)),
+        () = closed.cancelled() => Err("closed before a word was said".into()),
+    }
 }
 
 struct Established {
@@ -248,11 +252,15 @@ const GOAWAY: u8 = 7;
 /// What the other side said first. hyper keeps to itself why a connection ended that no call was
 /// under way on; a node that wants TLS says so at once.
 #[derive(Clone, Default)]
-struct Heard(Arc<Mutex<Vec<u8>>>);
+struct Heard {
+    first: Arc<Mutex<Vec<u8>>>,
+    /// Cancelled once there is anything.
+    spoken: CancellationToken,
+}
 
 impl Heard {
     fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.first.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The reason of a GOAWAY among the first frames.
@@ -294,8 +302,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for Overheard<T> {
             let mut heard = self.heard.lock();
             let room = HEARD_BYTES_MAX - heard.len();
             heard.extend_from_slice(&new[..new.len().min(room)]);
-            let whole = heard.len() == HEARD_BYTES_MAX;
+            let (spoke, whole) = (!heard.is_empty(), heard.len() == HEARD_BYTES_MAX);
             drop(heard);
+            if spoke {
+                self.heard.spoken.cancel();
+            }
             self.whole = whole;
         }
         read
@@ -335,6 +346,23 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Overheard<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn who_takes_connections_and_says_nothing_is_not_connected_to() {
+        let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("loopback has ports");
+        let endpoint = Endpoint::new(mute.local_addr().expect("it is bound").to_string());
+        let endpoint = endpoint.expect("it is an address");
+        let connect = Http2::new().connect_timeout(Duration::from_millis(50));
+        let error = connect.connect(&endpoint).await.err().expect("nothing was said");
+        assert!(error.to_string().starts_with("no connection within"), "{error}");
+        let connecting = tokio::spawn(Http2::new().connect(&endpoint));
+        // The first one is the one that was given up.
+        for _ in 0..2 {
+            drop(mute.accept().await.expect("somebody connects"));
+        }
+        let error = connecting.await.expect("it does not panic").err().expect("it was closed");
+        assert!(!error.to_string().starts_with("no connection within"), "it waited: {error}");
+    }
 
     #[test]
     fn a_farewell_is_found_behind_other_frames() {
