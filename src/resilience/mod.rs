@@ -5,6 +5,7 @@
 //! reads a clock; what is shared with the path of a call is a few atomics behind `&self`.
 
 pub mod backoff;
+pub mod circuit_breaker;
 mod error;
 pub mod ewma;
 pub mod outlier;
