@@ -5,15 +5,19 @@
 //! refuses is an answer with a status and its details, so that the layers around it read it like any
 //! other. Nothing here decides by itself.
 
+pub mod circuit_breaker;
 mod clock;
+mod keyed;
 mod not_sent;
 mod outcome;
+mod refusal;
 
 use std::{future::Future, pin::Pin};
 
 pub use clock::Clock;
 pub use not_sent::NotSent;
 pub use outcome::{Outcome, code_in, is_failure, observe};
+pub use refusal::REFUSAL_DOMAIN;
 
 /// An error of anything.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
