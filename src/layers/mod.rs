@@ -11,6 +11,7 @@ mod keyed;
 mod not_sent;
 mod outcome;
 mod refusal;
+pub mod scope;
 
 use std::{future::Future, pin::Pin};
 
