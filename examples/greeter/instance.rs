@@ -23,8 +23,10 @@ use tokio::{
     runtime::Runtime,
     time::{Instant, sleep_until},
 };
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{
+    Request, Response, Status,
+    transport::{Server, server::TcpIncoming},
+};
 
 use crate::SERVICE;
 
@@ -114,7 +116,9 @@ impl Drop for Instance {
 async fn serve(serves: Serves) -> Result<SocketAddr, std::io::Error> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
     let address = listener.local_addr()?;
+    // Without it Nagle's algorithm and delayed acknowledgements add 40 ms to every few calls.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let server = Server::builder().add_service(GreeterServiceServer::new(serves));
-    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    tokio::spawn(server.serve_with_incoming(incoming));
     Ok(address)
 }

@@ -44,6 +44,8 @@ const HEAD_BYTES_MAX: usize = 512;
 pub struct Dial {
     tcp: HttpConnector,
     certificates: Certificates,
+    /// Whose certificate is asked for, where that is not the host that is dialled.
+    name: Option<ServerName<'static>>,
 }
 
 #[derive(Clone)]
@@ -65,11 +67,19 @@ impl Dial {
         Self::new(Certificates::Reloaded(tls))
     }
 
+    /// The same, asking for the certificate of this host, whatever address is dialled.
+    ///
+    /// # Errors
+    /// Where that is no host name.
+    pub fn called(self, uri: &Uri) -> Result<Self, BoxError> {
+        Ok(Self { name: Some(host_name(uri)?), ..self })
+    }
+
     fn new(certificates: Certificates) -> Self {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
-        Self { tcp, certificates }
+        Self { tcp, certificates, name: None }
     }
 }
 
@@ -89,7 +99,7 @@ impl Service<Uri> for Dial {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let name = host_name(&uri);
+        let name = self.name.clone().map_or_else(|| host_name(&uri), Ok);
         let (config, name) = match &self.certificates {
             Certificates::Fixed(config) => (Arc::clone(config), name),
             Certificates::Reloaded(tls) => (tls.client(), tls.name().cloned().map_or(name, Ok)),

@@ -107,6 +107,22 @@ async fn a_peer_must_be_who_was_dialled_by_address_or_by_name() {
 }
 
 #[tokio::test]
+async fn an_address_that_a_name_was_resolved_to_is_known_by_the_name() {
+    let place = Place::new();
+    let tls = place.tls(&["api.example"], None);
+    let at = listen(Some(Arc::clone(&tls))).await;
+    assert_eq!(dial(Arc::clone(&tls), "127.0.0.1", at).await, Err(Fault::WrongName));
+    let uri: Uri = format!("https://{at}").parse().expect("an address");
+    let name = Uri::from_static("https://api.example:443");
+    let mut named = Dial::peer(Arc::clone(&tls)).called(&name).expect("a name");
+    assert!(named.call(uri.clone()).await.is_ok());
+    let other = Uri::from_static("https://other.example:443");
+    let error =
+        Dial::peer(tls).called(&other).expect("a name").call(uri).await.expect_err("not it");
+    assert_eq!(Fault::behind(error.as_ref()), Some(Fault::WrongName));
+}
+
+#[tokio::test]
 async fn a_required_name_counts_on_both_sides_and_the_address_no_more() {
     let place = Place::new();
     let name = Some("peer.quorate");

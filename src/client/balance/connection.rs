@@ -10,7 +10,11 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{HeaderValue, Request, Response, Uri, header::USER_AGENT, uri::Authority};
+use http::{
+    HeaderValue, Request, Response, Uri,
+    header::USER_AGENT,
+    uri::{Authority, Scheme},
+};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ClientConfig;
@@ -134,9 +138,9 @@ impl fmt::Debug for Http2 {
 impl Connect for Http2 {
     fn connect(&self, endpoint: &Endpoint) -> BoxFuture<Result<Arc<dyn Connection>, BoxError>> {
         let Self { connect_timeout, keep_alive, tls } = self.clone();
-        let address = endpoint.address().to_owned();
+        let endpoint = endpoint.clone();
         Box::pin(async move {
-            let connecting = establish(&address, keep_alive, tls);
+            let connecting = establish(&endpoint, keep_alive, tls);
             match timeout(connect_timeout, connecting).await {
                 Ok(connected) => connected,
                 Err(_) => Err(format!("no connection within {connect_timeout:?}").into()),
@@ -146,20 +150,27 @@ impl Connect for Http2 {
 }
 
 async fn establish(
-    address: &str,
+    endpoint: &Endpoint,
     keep_alive: Option<Duration>,
     tls: Option<Dial>,
 ) -> Result<Arc<dyn Connection>, BoxError> {
-    let authority: Authority = address.parse()?;
-    let scheme = if tls.is_some() { "https" } else { "http" };
-    let origin =
-        Uri::builder().scheme(scheme).authority(authority.clone()).path_and_query("/").build()?;
+    let scheme = if tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
+    let uri = |authority: &str| {
+        Uri::builder().scheme(scheme.clone()).authority(authority).path_and_query("/").build()
+    };
+    let authority: Authority = endpoint.authority().parse()?;
     let heard = Heard::default();
     let (sender, closed) = match tls {
-        None => handshake(tcp::dial(&authority).await?, &heard, keep_alive).await?,
-        Some(dial) => handshake(dial.oneshot(origin.clone()).await?, &heard, keep_alive).await?,
+        None => {
+            let address = endpoint.address().parse()?;
+            handshake(tcp::dial(&address).await?, &heard, keep_alive).await?
+        }
+        Some(dial) => {
+            let dial = dial.called(&uri(endpoint.authority())?)?;
+            let dialled = dial.oneshot(uri(endpoint.address())?).await?;
+            handshake(dialled, &heard, keep_alive).await?
+        }
     };
-    let Some(scheme) = origin.scheme().cloned() else { return Err("no scheme".into()) };
     Ok(Arc::new(Established { sender, scheme, authority, closed, heard }))
 }
 
@@ -201,7 +212,7 @@ where
 
 struct Established {
     sender: http2::SendRequest<Body>,
-    scheme: http::uri::Scheme,
+    scheme: Scheme,
     authority: Authority,
     closed: CancellationToken,
     heard: Heard,

@@ -14,6 +14,8 @@ const ADDRESS_BYTES_MAX: usize = 512;
 pub struct Endpoint {
     id: Arc<str>,
     address: Arc<str>,
+    /// By what name calls know the other side, where that is not its address.
+    authority: Option<Arc<str>>,
     zone: Arc<str>,
     weight: u32,
     draining: bool,
@@ -41,13 +43,23 @@ impl Endpoint {
         }
         let address: Arc<str> = address.into();
         let id = Arc::clone(&address);
-        Ok(Self { id, address, zone: "".into(), weight: 1, draining: false })
+        Ok(Self { id, address, authority: None, zone: "".into(), weight: 1, draining: false })
     }
 
     /// The same with an id of its own, by which it is known when its address changes.
     pub fn with_id(mut self, id: impl AsRef<str>) -> Self {
         self.id = id.as_ref().into();
         self
+    }
+
+    /// The same, called `host:port` in `:authority`, and by TLS known by that host's certificate: what
+    /// a name was resolved from. Default: its address.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT where that is not `host:port`.
+    pub fn with_authority(mut self, authority: impl AsRef<str>) -> Result<Self, Error> {
+        self.authority = Some(Self::new(authority)?.address);
+        Ok(self)
     }
 
     /// The same in a zone; empty is none.
@@ -78,6 +90,12 @@ impl Endpoint {
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// By what name calls know it, as `host:port`.
+    #[must_use]
+    pub fn authority(&self) -> &str {
+        self.authority.as_deref().unwrap_or(&self.address)
     }
 
     /// The zone it runs in; empty is none.

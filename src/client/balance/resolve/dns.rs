@@ -26,11 +26,13 @@ const LOOKUP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Resolves `host:port` by the system's resolver: one endpoint for each address of the host.
 ///
-/// The system's resolver does not say how long an answer holds, so the name is looked up at an
+/// Calls, and certificates, know each by the name that was resolved. The system's resolver does not say how long an answer holds, so the name is looked up at an
 /// interval. A name that is not found, or has no address, leaves the last answer in force.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Dns {
+    /// `host:port` as it was given.
+    name: String,
     host: String,
     port: u16,
     interval: Duration,
@@ -48,7 +50,7 @@ impl Dns {
         let (host, port) = name.rsplit_once(':').expect("an endpoint has a port");
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let port = port.parse().expect("an endpoint's port is a number");
-        Ok(Self { host, port, interval: INTERVAL_DEFAULT, next: None })
+        Ok(Self { name: name.to_owned(), host, port, interval: INTERVAL_DEFAULT, next: None })
     }
 
     /// Looks the name up so often; 30 s unless said otherwise.
@@ -71,7 +73,9 @@ impl Dns {
         if addresses.is_empty() {
             return Err(failed("it has no address".to_owned()));
         }
-        addresses.iter().map(|address| Endpoint::new(address.to_string())).collect()
+        let endpoint =
+            |address: &SocketAddr| Endpoint::new(address.to_string())?.with_authority(&self.name);
+        addresses.iter().map(endpoint).collect()
     }
 }
 
@@ -95,7 +99,10 @@ mod tests {
     async fn a_name_has_the_addresses_that_the_system_knows() {
         let mut local = Dns::new("localhost:7401").expect("it is host:port");
         let found = local.next().await.expect("every system knows it");
-        let loopback = |e: &Endpoint| ["127.0.0.1:7401", "[::1]:7401"].contains(&e.address());
+        let loopback = |e: &Endpoint| {
+            ["127.0.0.1:7401", "[::1]:7401"].contains(&e.address())
+                && e.authority() == "localhost:7401"
+        };
         assert!(!found.is_empty() && found.iter().all(loopback), "{found:?}");
     }
 
