@@ -9,5 +9,6 @@ pub mod circuit_breaker;
 mod error;
 pub mod ewma;
 pub mod outlier;
+pub mod rate_limit;
 
 pub use error::ConfigError;
