@@ -10,6 +10,7 @@ mod clock;
 mod keyed;
 mod not_sent;
 mod outcome;
+pub mod rate_limit;
 mod refusal;
 pub mod scope;
 
