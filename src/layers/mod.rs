@@ -7,6 +7,7 @@
 
 pub mod circuit_breaker;
 mod clock;
+mod concurrency_limit;
 mod keyed;
 mod not_sent;
 mod outcome;
@@ -17,6 +18,10 @@ pub mod scope;
 use std::{future::Future, pin::Pin};
 
 pub use clock::Clock;
+pub use concurrency_limit::{
+    Bulkhead, BulkheadHandle, BulkheadLayer, ConcurrencyLimit, ConcurrencyLimitHandle,
+    ConcurrencyLimitLayer, sample_of,
+};
 pub use not_sent::NotSent;
 pub use outcome::{Outcome, code_in, is_failure, observe};
 pub use refusal::REFUSAL_DOMAIN;

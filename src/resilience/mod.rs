@@ -6,6 +6,7 @@
 
 pub mod backoff;
 pub mod circuit_breaker;
+pub mod concurrency_limit;
 mod error;
 pub mod ewma;
 pub mod outlier;
