@@ -9,6 +9,7 @@ pub mod circuit_breaker;
 pub mod concurrency_limit;
 mod error;
 pub mod ewma;
+pub mod load_shed;
 pub mod outlier;
 pub mod rate_limit;
 

@@ -66,7 +66,8 @@ impl ConcurrencyLimitLayer {
     }
 
     /// A limit that also tells how long each call waited for its place, zero among them: for
-    /// whoever sheds load by it.
+    /// [`LoadShedHandle::observe`](crate::layers::LoadShedHandle::observe), which sheds before the
+    /// queue grows.
     #[must_use]
     pub fn telling(config: ValidConfig, delays: impl Fn(Duration) + Send + Sync + 'static) -> Self {
         Self::build(config, Some(Arc::new(delays)))
