@@ -7,9 +7,9 @@
 
 pub mod circuit_breaker;
 mod clock;
-mod concurrency_limit;
+pub mod concurrency_limit;
 mod keyed;
-mod load_shed;
+pub mod load_shed;
 mod not_sent;
 mod outcome;
 pub mod rate_limit;
@@ -19,11 +19,6 @@ pub mod scope;
 use std::{future::Future, pin::Pin};
 
 pub use clock::Clock;
-pub use concurrency_limit::{
-    Bulkhead, BulkheadHandle, BulkheadLayer, ConcurrencyLimit, ConcurrencyLimitHandle,
-    ConcurrencyLimitLayer, sample_of,
-};
-pub use load_shed::{LoadShed, LoadShedHandle, LoadShedLayer, LoadShedStats};
 pub use not_sent::NotSent;
 pub use outcome::{Outcome, code_in, is_failure, observe};
 pub use refusal::REFUSAL_DOMAIN;

@@ -1,42 +1,38 @@
 //! The layer with a limit for each key: a backend, a method, a tenant.
 //!
 //! Keys come from requests, so their number is bounded: the limit of a key that has nothing under
-//! way is forgotten when a new key needs its place.
+//! way is forgotten when a new key needs its place, and where all have something, further keys share
+//! one limit.
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use http::{Request, Response};
-use tonic::{Status, body::Body};
+use tonic::body::Body;
 use tower::{Layer, Service};
 
 use super::{
-    entry::{ConcurrencyLimitHandle, Entry},
+    entry::Entry,
     layer::{ready, through},
 };
 use crate::{
-    layers::{BoxError, BoxFuture, Clock},
-    machine::refusal,
-    pb::command::v1::Reason,
+    layers::{
+        BoxError, BoxFuture, Clock,
+        keyed::{KEYS_MAX, KeyOf, Keyed},
+    },
     resilience::concurrency_limit::{Stats, ValidConfig},
-    wire::status::from_refusal,
 };
-
-/// The key of a call.
-type Keys = Arc<dyn for<'a> Fn(&'a Request<Body>) -> Cow<'a, str> + Send + Sync>;
-
-/// How many keys a bulkhead has at most, unless said otherwise.
-const KEYS_MAX: usize = 1_024;
 
 /// Gives the calls of each key a limit and a queue of their own. Clones share the limits.
 ///
 /// ```
-/// use quorate::{layers::BulkheadLayer, resilience::concurrency_limit::Config};
+/// use quorate::{
+///     layers::concurrency_limit::BulkheadLayer, resilience::concurrency_limit::Config,
+/// };
 /// use tonic::{Status, body::Body};
 /// use tower::{Service, ServiceBuilder, ServiceExt as _, service_fn};
 ///
@@ -67,14 +63,12 @@ const KEYS_MAX: usize = 1_024;
 #[derive(Clone)]
 pub struct BulkheadLayer {
     shared: Arc<Shared>,
-    keys: Keys,
 }
 
 struct Shared {
     config: ValidConfig,
     clock: Clock,
-    keys_max: usize,
-    entries: Mutex<HashMap<String, Arc<Entry>>>,
+    entries: Keyed<Entry>,
 }
 
 impl BulkheadLayer {
@@ -87,16 +81,18 @@ impl BulkheadLayer {
         Self::with_keys_max(config, KEYS_MAX, key)
     }
 
-    /// As [`new`](Self::new), with a bound on the keys that have a call under way, at least 1. Where
-    /// all of them have one, the calls of further keys are refused.
+    /// As [`new`](Self::new), with another bound on the keys. The calls of further keys share one
+    /// limit of this kind as long as all those have calls under way.
     #[must_use]
     pub fn with_keys_max(
         config: ValidConfig,
         keys_max: usize,
         key: impl for<'a> Fn(&'a Request<Body>) -> Cow<'a, str> + Send + Sync + 'static,
     ) -> Self {
-        let (clock, entries, keys_max) = (Clock::start(), Mutex::default(), keys_max.max(1));
-        Self { shared: Arc::new(Shared { config, clock, keys_max, entries }), keys: Arc::new(key) }
+        let (clock, key): (_, KeyOf) = (Clock::start(), Arc::new(key));
+        let rest = Arc::new(Entry::new(config, clock, "further keys".to_owned()));
+        let entries = Keyed::new(Some(key), keys_max, rest);
+        Self { shared: Arc::new(Shared { config, clock, entries }) }
     }
 
     /// For support.
@@ -107,35 +103,10 @@ impl BulkheadLayer {
 }
 
 impl Shared {
-    fn entries(&self) -> MutexGuard<'_, HashMap<String, Arc<Entry>>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The limit of a key. In the same step it cannot be forgotten: whoever holds it is counted.
-    fn entry(&self, key: &str) -> Result<Arc<Entry>, Status> {
-        let mut entries = self.entries();
-        if let Some(entry) = entries.get(key) {
-            return Ok(Arc::clone(entry));
-        }
-        if entries.len() >= self.keys_max {
-            // One that another call has found, and not entered yet, is not idle either.
-            entries.retain(|_, entry| Arc::strong_count(entry) > 1 || !entry.is_idle());
-        }
-        if entries.len() >= self.keys_max {
-            return Err(self.refuse());
-        }
-        let entry = Arc::new(Entry::new(self.config, self.clock, format!("of {key}")));
-        entries.insert(key.to_owned(), Arc::clone(&entry));
-        Ok(entry)
-    }
-
-    fn refuse(&self) -> Status {
-        let sentence = format!(
-            "the bulkhead refused the call before it began: all of its {} keys have calls under \
-             way, and this one is a further key: try again later",
-            self.keys_max
-        );
-        from_refusal(refusal(Reason::Overloaded, sentence).with("layer", "bulkhead"))
+    fn entry(&self, request: &Request<Body>) -> Arc<Entry> {
+        let (config, clock) = (self.config, self.clock);
+        self.entries
+            .of(request, clock.now(), |key| Arc::new(Entry::new(config, clock, key.to_string())))
     }
 }
 
@@ -149,8 +120,9 @@ impl<S> Layer<S> for BulkheadLayer {
 
 impl fmt::Debug for BulkheadLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let keys = self.shared.entries().len();
-        f.debug_struct("BulkheadLayer").field("keys", &keys).finish_non_exhaustive()
+        f.debug_struct("BulkheadLayer")
+            .field("entries", &self.shared.entries)
+            .finish_non_exhaustive()
     }
 }
 
@@ -162,14 +134,21 @@ impl BulkheadHandle {
     /// How the limit of a key stands; `None` for one that has none, or none any more.
     #[must_use]
     pub fn stats(&self, key: &str) -> Option<Stats> {
-        let entry = self.0.entries().get(key).cloned()?;
-        Some(ConcurrencyLimitHandle(entry).stats())
+        self.0.entries.get(key).map(|entry| entry.stats())
+    }
+
+    /// How the limit stands that further keys share.
+    #[must_use]
+    pub fn rest(&self) -> Stats {
+        self.0.entries.shared().stats()
     }
 
     /// The keys that have a limit now, sorted.
     #[must_use]
     pub fn keys(&self) -> Vec<String> {
-        let mut keys: Vec<String> = self.0.entries().keys().cloned().collect();
+        let all = self.0.entries.all();
+        // The first one is that of further keys.
+        let mut keys: Vec<String> = all[1..].iter().map(|entry| entry.name().to_owned()).collect();
         keys.sort();
         keys
     }
@@ -203,11 +182,7 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let entry = self.layer.shared.entry(&(self.layer.keys)(&request));
-        let inner = ready(&mut self.inner);
-        match entry {
-            Ok(entry) => Box::pin(through(entry, 0, inner, request)),
-            Err(status) => Box::pin(async move { Ok(status.into_http()) }),
-        }
+        let entry = self.layer.shared.entry(&request);
+        Box::pin(through(entry, 0, ready(&mut self.inner), request))
     }
 }

@@ -4,6 +4,7 @@
 //! and no two of them fit a word. Nobody is woken under it.
 
 use std::{
+    collections::HashMap,
     fmt,
     hash::{BuildHasher as _, RandomState},
     sync::{
@@ -12,28 +13,32 @@ use std::{
     },
 };
 
+use http::Response;
 use tokio::{
     sync::oneshot,
     time::{Instant as TokioInstant, timeout_at},
 };
-use tonic::{Code, Status};
+use tonic::{Code, body::Body};
 
 use crate::{
-    layers::{Clock, Outcome},
-    machine::refusal,
-    pb::command::v1::Reason,
+    layers::{Clock, Outcome, keyed::Idle, refusal::Refusal},
     resilience::concurrency_limit::{
         Admission, Ended, Limiter, Next, Permit, Stats, Ticket, ValidConfig,
     },
     types::{Duration, Instant, Rng},
-    wire::status::from_refusal,
 };
 
 /// So long after the last refusal a limit counts as at peace again, for the log.
 const PEACE: Duration = Duration::from_secs(1);
 
-/// Told how long each call that got a place had waited for it.
-pub(super) type Delays = Arc<dyn Fn(Duration) + Send + Sync>;
+/// When to try again that was refused: about the time that a queue takes to change.
+const RETRY_AFTER: Duration = Duration::from_millis(200);
+
+/// The `ErrorInfo` reason of what a limit refuses.
+pub const LIMIT_REACHED: &str = "LIMIT_REACHED";
+
+/// Told how long each call of a class that left the queue had waited there.
+pub(super) type Delays = Arc<dyn Fn(u8, Duration) + Send + Sync>;
 
 /// What the end of a call tells a limit: as in Netflix's library, an answer counts with its latency,
 /// UNAVAILABLE as overload, and so do RESOURCE_EXHAUSTED and DEADLINE_EXCEEDED; what is given up or
@@ -66,7 +71,7 @@ impl ConcurrencyLimitHandle {
     /// How it stands, and what it did so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.0.machine().stats()
+        self.0.stats()
     }
 }
 
@@ -77,10 +82,13 @@ impl fmt::Debug for ConcurrencyLimitHandle {
 }
 
 /// Why a call got no place.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Why {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// The queue was full.
     Full,
+    /// More important calls took its place in the queue.
     Displaced,
+    /// It waited too long.
     Expired,
 }
 
@@ -88,10 +96,10 @@ pub(super) enum Why {
 type Turn = Result<Place, Why>;
 
 /// One limit and its queue.
-pub(super) struct Entry {
+pub(crate) struct Entry {
     clock: Clock,
     machine: Mutex<Limiter<oneshot::Sender<Turn>>>,
-    /// What it limits, for people: `at all`, or a key.
+    /// What it limits, for people: `all calls`, or a key.
     name: String,
     delays: Option<Delays>,
     /// When it last refused a call, in nanoseconds; zero where the latest news is that it takes them.
@@ -99,7 +107,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    pub(super) fn new(config: ValidConfig, clock: Clock, name: String) -> Self {
+    pub(crate) fn new(config: ValidConfig, clock: Clock, name: String) -> Self {
         // All that chance decides is when Vegas probes, which many should not do together.
         let seed = RandomState::new().hash_one(&name);
         Self {
@@ -111,7 +119,7 @@ impl Entry {
         }
     }
 
-    pub(super) fn telling(mut self, delays: Option<Delays>) -> Self {
+    pub(crate) fn telling(mut self, delays: Option<Delays>) -> Self {
         self.delays = delays;
         self
     }
@@ -120,12 +128,16 @@ impl Entry {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn is_idle(&self) -> bool {
-        self.machine().is_idle()
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        self.machine().stats()
     }
 
     /// Waits for a place as long as may be. Given up, it leaves the queue.
-    pub(super) async fn enter(self: &Arc<Self>, class: u8) -> Result<Place, Status> {
+    pub(crate) async fn enter(self: &Arc<Self>, class: u8) -> Result<Place, Why> {
         let now = self.clock.now();
         let mut turn = None;
         let admission = self.machine().arrive(class, now, || {
@@ -135,10 +147,10 @@ impl Entry {
         });
         match admission {
             Admission::Admitted(permit) => {
-                self.tell(Duration::ZERO, now);
+                self.tell(class, Duration::ZERO, now);
                 Ok(Place::new(Arc::clone(self), permit))
             }
-            Admission::Refused => Err(self.refuse(Why::Full)),
+            Admission::Refused => Err(self.refused(Why::Full)),
             Admission::Queued { ticket, until, displaced } => {
                 if let Some(displaced) = displaced {
                     // Nobody listens any more where its caller has just given up.
@@ -147,7 +159,11 @@ impl Entry {
                 let turn = turn.expect("a queued call has made its waiter");
                 let waiting = Waiting { entry: self, ticket };
                 let got = waiting.turn(turn, self.clock.at(until)).await;
-                got.map_err(|why| self.refuse(why))
+                if matches!(got, Err(Why::Expired)) {
+                    let gone = self.clock.now();
+                    self.tell(class, gone.since(now), gone);
+                }
+                got.map_err(|why| self.refused(why))
             }
         }
     }
@@ -171,8 +187,8 @@ impl Entry {
                 Some(Next::Expired(waiter)) => {
                     let _ = waiter.send(Err(Why::Expired));
                 }
-                Some(Next::Admitted { waiter, permit, since }) => {
-                    self.tell(now.since(since), now);
+                Some(Next::Admitted { waiter, permit, class, since }) => {
+                    self.tell(class, now.since(since), now);
                     let place = Place::new(Arc::clone(self), permit);
                     if let Err(Ok(mut place)) = waiter.send(Ok(place))
                         && let Some(permit) = place.permit.take()
@@ -186,9 +202,9 @@ impl Entry {
         }
     }
 
-    fn tell(&self, delay: Duration, now: Instant) {
+    fn tell(&self, class: u8, delay: Duration, now: Instant) {
         if let Some(delays) = &self.delays {
-            delays(delay);
+            delays(class, delay);
         }
         let refused = self.refused.load(Relaxed);
         // Most calls find it at peace: do not take the line for nothing.
@@ -200,24 +216,37 @@ impl Entry {
         }
     }
 
-    fn refuse(&self, why: Why) -> Status {
-        let Stats { limit, in_flight, queued, .. } = self.machine().stats();
+    /// Notes a refusal.
+    fn refused(&self, why: Why) -> Why {
         if self.refused.swap(self.clock.now().as_nanos().max(1), Relaxed) == 0 {
-            let name = &self.name;
+            let (name, Stats { limit, in_flight, queued, .. }) = (&self.name, self.stats());
             tracing::warn!(name, limit, in_flight, queued, "the concurrency limit refuses calls");
         }
+        why
+    }
+
+    /// What a call is answered that got no place.
+    pub(super) fn answer(&self, why: Why) -> Response<Body> {
+        let limit = self.stats().limit;
         let why = match why {
             Why::Full => "too many calls wait for a place",
             Why::Displaced => "more important calls took its place in the queue",
             Why::Expired => "the call waited too long for a place",
         };
-        let sentence = format!(
-            "the concurrency limit {name} refused the call before it began: {why} ({limit} may be \
+        let message = format!(
+            "the concurrency limit of {name} refused the call before it began: {why} ({limit} may be \
              under way): try again later",
             name = self.name
         );
-        let refusal = refusal(Reason::Overloaded, sentence);
-        from_refusal(refusal.with("layer", "concurrency_limit").with("limit", limit))
+        let facts = HashMap::from([("limit".to_owned(), limit.to_string())]);
+        let (code, reason) = (Code::ResourceExhausted, LIMIT_REACHED);
+        Refusal { code, reason, message, retry_after: Some(RETRY_AFTER), facts }.into_response()
+    }
+}
+
+impl Idle for Entry {
+    fn is_idle(&self, _: Instant) -> bool {
+        self.machine().is_idle()
     }
 }
 
@@ -258,7 +287,7 @@ impl Drop for Waiting<'_> {
 
 /// One call under way. Dropped, it ends as one that says nothing.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     entry: Arc<Entry>,
     /// Taken when it was given back.
     permit: Option<Permit>,
@@ -271,12 +300,12 @@ impl Place {
     }
 
     /// How long it is under way.
-    pub(super) fn age(&self) -> Duration {
+    pub(crate) fn age(&self) -> Duration {
         self.since.elapsed()
     }
 
     /// The call ended.
-    pub(super) fn end(mut self, ended: Ended) {
+    pub(crate) fn end(mut self, ended: Ended) {
         if let Some(permit) = self.permit.take() {
             self.entry.finish(permit, ended);
         }

@@ -27,7 +27,9 @@ pub(super) type Classes = Arc<dyn Fn(&Request<Body>) -> u8 + Send + Sync>;
 /// Bounds the calls under way at once, and queues or refuses what is above. Clones share the limit.
 ///
 /// ```
-/// use quorate::{layers::ConcurrencyLimitLayer, resilience::concurrency_limit::Config};
+/// use quorate::{
+///     layers::concurrency_limit::ConcurrencyLimitLayer, resilience::concurrency_limit::Config,
+/// };
 /// use tonic::{Status, body::Body};
 /// use tower::{Service, ServiceBuilder, ServiceExt as _, service_fn};
 ///
@@ -65,16 +67,19 @@ impl ConcurrencyLimitLayer {
         Self::build(config, None)
     }
 
-    /// A limit that also tells how long each call waited for its place, zero among them: for
-    /// [`LoadShedHandle::observe`](crate::layers::LoadShedHandle::observe), which sheds before the
-    /// queue grows.
+    /// A limit that also tells of each call its class and how long it waited for its place, zero
+    /// among them: for [`LoadShedHandle::observe`](crate::layers::load_shed::LoadShedHandle::observe),
+    /// which sheds before the queue grows.
     #[must_use]
-    pub fn telling(config: ValidConfig, delays: impl Fn(Duration) + Send + Sync + 'static) -> Self {
+    pub fn telling(
+        config: ValidConfig,
+        delays: impl Fn(u8, Duration) + Send + Sync + 'static,
+    ) -> Self {
         Self::build(config, Some(Arc::new(delays)))
     }
 
     fn build(config: ValidConfig, delays: Option<Delays>) -> Self {
-        let entry = Entry::new(config, Clock::start(), "of all calls".to_owned());
+        let entry = Entry::new(config, Clock::start(), "all calls".to_owned());
         Self { entry: Arc::new(entry.telling(delays)), classes: None }
     }
 
@@ -151,7 +156,7 @@ where
 {
     let place = match entry.enter(class).await {
         Ok(place) => place,
-        Err(status) => return Ok(status.into_http()),
+        Err(why) => return Ok(entry.answer(why)),
     };
     // Dropped on an error: that says nothing about load.
     let response = inner.call(request).await?;

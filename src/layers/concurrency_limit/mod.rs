@@ -12,5 +12,5 @@ mod layer;
 mod tests;
 
 pub use bulkhead::{Bulkhead, BulkheadHandle, BulkheadLayer};
-pub use entry::{ConcurrencyLimitHandle, sample_of};
+pub use entry::{ConcurrencyLimitHandle, LIMIT_REACHED, sample_of};
 pub use layer::{ConcurrencyLimit, ConcurrencyLimitLayer};

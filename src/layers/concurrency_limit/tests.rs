@@ -155,8 +155,7 @@ async fn a_call_waits_no_longer_than_it_may_and_is_refused_with_details() {
     let status = Status::from_header_map(response.headers()).expect("it has one");
     assert_eq!(status.code(), Code::ResourceExhausted);
     let info = status.get_details_error_info().expect("it says why");
-    assert_eq!((info.reason.as_str(), info.domain.as_str()), ("OVERLOADED", "quorate"));
-    assert_eq!(info.metadata["layer"], "concurrency_limit");
+    assert_eq!((info.reason.as_str(), info.domain.as_str()), ("LIMIT_REACHED", "quorate.layers"));
     assert_eq!(info.metadata["limit"], "1");
     assert!(status.get_details_retry_info().is_some_and(|info| info.retry_delay.is_some()));
     assert!(status.message().contains("waited too long"), "{}", status.message());
@@ -327,10 +326,10 @@ async fn gradient2_backs_off_when_the_latency_jumps() {
 #[tokio::test(start_paused = true)]
 async fn the_queues_delay_is_told() {
     let backend = Backend::new();
-    let told: Arc<Mutex<Vec<Duration>>> = Arc::default();
+    let told: Arc<Mutex<Vec<(u8, Duration)>>> = Arc::default();
     let kept = Arc::clone(&told);
-    let layer = ConcurrencyLimitLayer::telling(valid(Config::fixed(1)), move |delay| {
-        kept.lock().expect("nobody panics with it").push(delay);
+    let layer = ConcurrencyLimitLayer::telling(valid(Config::fixed(1)), move |class, delay| {
+        kept.lock().expect("nobody panics with it").push((class, delay));
     });
     let service = backend.behind(|inner| layer.layer(inner));
     let first = start(&service, "/1").await;
@@ -338,7 +337,7 @@ async fn the_queues_delay_is_told() {
     sleep_until(Instant::now() + ms(40)).await;
     backend.end(2).await;
     assert_eq!((code(first).await, code(second).await), (Code::Ok, Code::Ok));
-    assert_eq!(*told.lock().expect("nobody panics with it"), [Duration::ZERO, ms(40)]);
+    assert_eq!(*told.lock().expect("nobody panics with it"), [(0, Duration::ZERO), (0, ms(40))]);
 }
 
 #[test]
@@ -376,24 +375,27 @@ async fn a_bulkhead_keeps_a_busy_key_from_the_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_bulkhead_forgets_idle_keys_and_refuses_more_busy_ones_than_it_has() {
+async fn a_bulkhead_forgets_idle_keys_and_further_ones_share_a_limit() {
     let backend = Backend::new();
-    let config = valid(Config::fixed(1));
+    let config = valid(Config { queue_max: 0, ..Config::fixed(1) });
     let layer = BulkheadLayer::with_keys_max(config, 2, |request| request.uri().path().into());
     let service = backend.behind(|inner| layer.layer(inner));
-    let a = start(&service, "/a").await;
-    let b = start(&service, "/b").await;
-    let response = start(&service, "/c").await.await.expect("it does not panic");
-    let status = Status::from_header_map(response.headers()).expect("it has one");
-    assert_eq!(status.code(), Code::ResourceExhausted);
-    let info = status.get_details_error_info().expect("it says why");
-    assert_eq!(info.metadata["layer"], "bulkhead");
-    backend.end(2).await;
-    assert_eq!((code(a).await, code(b).await), (Code::Ok, Code::Ok));
-    let c = start(&service, "/c").await;
-    assert_eq!(layer.handle().keys(), ["/c"], "the others had nothing under way");
+    let mut calls = Vec::new();
+    for path in ["/a", "/b", "/c"] {
+        calls.push(start(&service, path).await);
+    }
+    assert_eq!(backend.begun(), ["/a", "/b", "/c"], "the rest has a limit too");
+    assert_eq!(code(start(&service, "/d").await).await, Code::ResourceExhausted, "of one");
+    assert_eq!(layer.handle().keys(), ["/a", "/b"]);
+    backend.end(3).await;
+    for call in calls {
+        assert_eq!(code(call).await, Code::Ok);
+    }
+    sleep_until(Instant::now() + ms(200)).await;
+    let last = start(&service, "/d").await;
+    assert_eq!(layer.handle().keys(), ["/d"], "the others had nothing under way");
     backend.end(1).await;
-    assert_eq!(code(c).await, Code::Ok);
+    assert_eq!(code(last).await, Code::Ok);
 }
 
 #[tokio::test(start_paused = true)]

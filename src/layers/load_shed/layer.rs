@@ -8,27 +8,31 @@
 //! agree.
 
 use std::{
+    collections::HashMap,
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll},
 };
 
 use http::{Request, Response};
 use tokio::{task::yield_now, time::Instant as TokioInstant};
-use tonic::{Status, body::Body};
+use tonic::{Code, body::Body};
 use tower::{Layer, Service};
 
 use crate::{
-    layers::{BoxError, BoxFuture, Clock},
-    machine::refusal,
-    pb::command::v1::Reason,
+    layers::{BoxError, BoxFuture, Clock, refusal::Refusal},
     resilience::load_shed::{Change, Shedder, State, Stats, ValidConfig},
     types::{Duration, Instant},
-    wire::status::from_refusal,
 };
+
+/// When to try again that was shed: a queue that stands takes some intervals to go.
+const RETRY_AFTER: Duration = Duration::from_millis(200);
+
+/// The `ErrorInfo` reason of what is shed.
+pub const LOAD_SHED: &str = "LOAD_SHED";
 
 /// How often the run queue is measured at most.
 const PROBE_INTERVAL: Duration = Duration::from_millis(1);
@@ -40,7 +44,7 @@ type Classes = Arc<dyn Fn(&Request<Body>) -> u8 + Send + Sync>;
 ///
 /// ```
 /// use quorate::{
-///     layers::LoadShedLayer, resilience::load_shed::ValidConfig, types::Duration,
+///     layers::load_shed::LoadShedLayer, resilience::load_shed::ValidConfig, types::Duration,
 /// };
 /// use tonic::{Status, body::Body};
 /// use tower::{Service, ServiceBuilder, ServiceExt as _, service_fn};
@@ -61,7 +65,7 @@ type Classes = Arc<dyn Fn(&Request<Body>) -> u8 + Send + Sync>;
 /// let mut service = ServiceBuilder::new().layer(shed).service(service);
 ///
 /// // A queue behind the layer, such as a pool of workers, may tell its delay too.
-/// handle.observe(Duration::from_millis(2));
+/// handle.observe(3, Duration::from_millis(2));
 /// let request = http::Request::post("/shop.v1.Shop/Search").body(Body::empty())?;
 /// let response = service.ready().await?.call(request).await?;
 /// assert_eq!(response.headers()["grpc-status"], "0");
@@ -80,6 +84,11 @@ struct Shared {
     machine: Mutex<Shedder>,
     /// When the run queue was measured last, in nanoseconds.
     probed: AtomicU64,
+    /// What it was then, in nanoseconds.
+    runtime: AtomicU64,
+    /// Whether a queue tells its delays. What passes it without waiting tells so too, so the calls
+    /// that measure the run queue must not speak for it.
+    told: AtomicBool,
 }
 
 impl LoadShedLayer {
@@ -88,7 +97,8 @@ impl LoadShedLayer {
     pub fn new(config: ValidConfig) -> Self {
         let clock = Clock::start();
         let machine = Mutex::new(Shedder::new(config, clock.now()));
-        let shared = Arc::new(Shared { clock, machine, probed: AtomicU64::new(0) });
+        let (probed, runtime, told) = Default::default();
+        let shared = Arc::new(Shared { clock, machine, probed, runtime, told });
         Self { shared, classes: None }
     }
 
@@ -110,8 +120,10 @@ impl Shared {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn observe(&self, delay: Duration, now: Instant) {
-        let changed = self.machine().observe(delay, now);
+    /// A delay in a queue, and that of the runtime with it.
+    fn observe(&self, class: u8, delay: Duration, now: Instant) {
+        let delay = delay.saturating_add(Duration::from_nanos(self.runtime.load(Relaxed)));
+        let changed = self.machine().observe(class, delay, now);
         match changed {
             None => {}
             Some(Change::Sheds { class }) => {
@@ -123,6 +135,17 @@ impl Shared {
                 );
             }
             Some(Change::Calm) => tracing::info!("the queue has gone: nothing is shed any more"),
+        }
+    }
+
+    async fn measure(&self, class: u8, called: TokioInstant) {
+        if self.probes(self.clock.now()) {
+            yield_now().await;
+            let delay = u64::try_from(called.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            self.runtime.store(delay, Relaxed);
+            if !self.told.load(Relaxed) {
+                self.observe(class, Duration::ZERO, self.clock.now());
+            }
         }
     }
 
@@ -166,9 +189,26 @@ pub struct LoadShedStats {
 }
 
 impl LoadShedHandle {
-    /// Takes in how long something has waited in a queue that the layer does not see.
-    pub fn observe(&self, delay: Duration) {
-        self.0.observe(delay, self.0.clock.now());
+    /// Takes in how long a call of a class has waited in a queue that the layer does not see; to be
+    /// told of calls that did not wait too. The layer adds the runtime's own delay to it.
+    pub fn observe(&self, class: u8, delay: Duration) {
+        if !self.0.told.load(Relaxed) {
+            self.0.told.store(true, Relaxed);
+        }
+        self.0.observe(class, delay, self.0.clock.now());
+    }
+
+    /// Measures the runtime's delay where that is due: the time from `called` until the task has its
+    /// turn. The layer does so itself; this is for what is no tower service.
+    pub async fn measure(&self, class: u8, called: TokioInstant) {
+        self.0.measure(class, called).await;
+    }
+
+    /// Whether a call of a class may begin. The layer asks itself; this is for who learns the class of
+    /// a call only when it is under way.
+    #[must_use]
+    pub fn admit(&self, class: u8) -> bool {
+        self.0.machine().admit(class, self.0.clock.now())
     }
 
     /// How it stands, and what it did so far.
@@ -214,22 +254,20 @@ where
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let called = TokioInstant::now();
         Box::pin(async move {
-            if shared.probes(shared.clock.now()) {
-                yield_now().await;
-                shared.observe(called.elapsed(), shared.clock.now());
-            }
+            shared.measure(class, called).await;
             let now = shared.clock.now();
             let admitted = shared.machine().admit(class, now);
-            if admitted { inner.call(request).await } else { Ok(refuse(class).into_http()) }
+            if admitted { inner.call(request).await } else { Ok(refuse(class)) }
         })
     }
 }
 
-fn refuse(class: u8) -> Status {
-    let sentence = format!(
+fn refuse(class: u8) -> Response<Body> {
+    let message = format!(
         "the load shedder refused the call before it began: the server has more to do than it can, \
          and calls of class {class} give way first: try again later"
     );
-    let refusal = refusal(Reason::Overloaded, sentence);
-    from_refusal(refusal.with("layer", "load_shed").with("class", class))
+    let facts = HashMap::from([("class".to_owned(), class.to_string())]);
+    let (code, reason) = (Code::ResourceExhausted, LOAD_SHED);
+    Refusal { code, reason, message, retry_after: Some(RETRY_AFTER), facts }.into_response()
 }

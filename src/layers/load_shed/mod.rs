@@ -9,4 +9,4 @@ mod layer;
 #[cfg(test)]
 mod tests;
 
-pub use layer::{LoadShed, LoadShedHandle, LoadShedLayer, LoadShedStats};
+pub use layer::{LOAD_SHED, LoadShed, LoadShedHandle, LoadShedLayer, LoadShedStats};

@@ -61,7 +61,7 @@ async fn call(service: &mut LoadShed<Inner>, class: u8) -> Status {
 async fn stand(handle: &LoadShedHandle, delay: Duration, span: Duration) {
     for _ in 0..span.as_millis() {
         advance(ms(1)).await;
-        handle.observe(delay);
+        handle.observe(0, delay);
     }
 }
 
@@ -122,11 +122,8 @@ async fn what_is_shed_is_told_why_and_when_to_come_again() {
     stand(&layer.handle(), ms(30), ms(1_000)).await;
     let status = call(&mut service, 3).await;
     let info = status.get_details_error_info().expect("it says why");
-    assert_eq!((info.reason.as_str(), info.domain.as_str()), ("OVERLOADED", "quorate"));
-    assert_eq!(
-        (info.metadata["layer"].as_str(), info.metadata["class"].as_str()),
-        ("load_shed", "3")
-    );
+    assert_eq!((info.reason.as_str(), info.domain.as_str()), ("LOAD_SHED", "quorate.layers"));
+    assert_eq!(info.metadata["class"], "3");
     assert!(status.get_details_retry_info().is_some_and(|info| info.retry_delay.is_some()));
     assert!(status.message().contains("more to do than it can"), "{}", status.message());
 }

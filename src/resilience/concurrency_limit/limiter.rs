@@ -90,6 +90,8 @@ pub enum Next<W> {
         waiter: W,
         /// Its place.
         permit: Permit,
+        /// Its class.
+        class: u8,
         /// When it began to wait.
         since: Instant,
     },
@@ -166,11 +168,12 @@ impl<W> Limiter<W> {
             return Some(Next::Expired(first.remove().waiter));
         }
         // No class after it may fill more of the limit.
-        if self.in_flight >= self.limit.allowance(first.key().class) {
+        let class = first.key().class;
+        if self.in_flight >= self.limit.allowance(class) {
             return None;
         }
         let Waiting { since, waiter, .. } = first.remove();
-        Some(Next::Admitted { waiter, permit: self.admit(), since })
+        Some(Next::Admitted { waiter, permit: self.admit(), class, since })
     }
 
     /// Takes out one that waits: `expired` or given up by its caller. `None` where it had left the

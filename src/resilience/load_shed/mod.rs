@@ -17,7 +17,8 @@
 //! | holding | below half the target, or nothing came | a step down; calm at zero |
 //! | holding | in between | holding |
 //!
-//! The gap between target and half the target is the hysteresis. [`Shedder`] is a pure function of
+//! Of an interval only the least important class counts that came, since in a queue by class the others
+//! go before it. The gap between target and half the target is the hysteresis. [`Shedder`] is a pure function of
 //! what it is told: nothing here waits or reads a clock.
 
 mod config;

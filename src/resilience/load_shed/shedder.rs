@@ -24,14 +24,14 @@ const REMEMBERED: u32 = 16;
 /// let at = |millis| Instant::ZERO.after(Duration::from_millis(millis));
 /// let mut shedder = Shedder::new(ValidConfig::default(), at(0));
 /// for millis in (0..1_000).step_by(10) {
-///     shedder.observe(Duration::from_millis(30), at(millis));
+///     shedder.observe(0, Duration::from_millis(30), at(millis));
 /// }
 /// assert_eq!(shedder.state(), State::Rising);
 /// assert!(!shedder.admit(3, at(1_000)), "the least important class goes first");
 /// assert!(shedder.admit(0, at(1_000)));
 ///
 /// for millis in (1_000..5_000).step_by(10) {
-///     shedder.observe(Duration::from_millis(1), at(millis));
+///     shedder.observe(0, Duration::from_millis(1), at(millis));
 /// }
 /// assert!(shedder.admit(3, at(5_000)), "the queue has gone");
 /// ```
@@ -43,8 +43,8 @@ pub struct Shedder {
     pressure: u32,
     /// The interval that is being watched.
     since: Instant,
-    /// The least delay seen in it.
-    least: Option<Duration>,
+    /// The least important class seen in it, and the least delay of that class.
+    least: Option<(u8, Duration)>,
     /// How many steps up there were of late: CoDel's count.
     count: u32,
     /// When the pressure last rose.
@@ -104,13 +104,18 @@ impl Shedder {
         }
     }
 
-    /// Takes in how long one waited in the queue that has left it at `now`, whether it was shed
-    /// then or not.
-    pub fn observe(&mut self, delay: Duration, now: Instant) -> Option<Change> {
+    /// Takes in how long a call of a class waited in the queue that has left it at `now`, whether it
+    /// was shed then or not. Of an interval only the least important class counts that came: where
+    /// the queue is by class, the others go before it and tell nothing of it.
+    pub fn observe(&mut self, class: u8, delay: Duration, now: Instant) -> Option<Change> {
         let before = self.top();
         // What is seen now belongs to the interval that begins now, where one is over.
         self.step(now);
-        self.least = Some(self.least.map_or(delay, |least| least.min(delay)));
+        self.least = match self.least {
+            Some((seen, least)) if seen > class => Some((seen, least)),
+            Some((seen, least)) if seen == class => Some((seen, least.min(delay))),
+            _ => Some((class, delay)),
+        };
         self.change(before)
     }
 
@@ -155,7 +160,7 @@ impl Shedder {
             return;
         }
         self.since = now;
-        match self.least.take() {
+        match self.least.take().map(|(_, least)| least) {
             Some(least) if least > self.config.0.target => self.rise(now),
             Some(least) if least * 2 >= self.config.0.target => self.hold(),
             Some(_) | None => self.fall(1),

@@ -22,7 +22,7 @@ fn shedder(config: Config) -> Shedder {
 
 /// Tells it a delay each millisecond of a span.
 fn feed(shedder: &mut Shedder, delay: Duration, span: core::ops::Range<u64>) -> Vec<Change> {
-    span.filter_map(|millis| shedder.observe(delay, at(millis))).collect()
+    span.filter_map(|millis| shedder.observe(0, delay, at(millis))).collect()
 }
 
 /// How many of 100 calls of a class are shed at a time.
@@ -35,7 +35,7 @@ fn a_queue_that_empties_once_in_an_interval_only_took_a_burst() {
     let mut shedder = shedder(Config::default());
     for millis in 0..10_000 {
         let delay = if millis % 90 == 0 { ms(1) } else { ms(500) };
-        assert_eq!(shedder.observe(delay, at(millis)), None);
+        assert_eq!(shedder.observe(0, delay, at(millis)), None);
     }
     assert_eq!((shedder.state(), shedder.pressure()), (State::Calm, 0));
 }
@@ -45,7 +45,7 @@ fn a_queue_that_stands_for_an_interval_begins_to_shed() {
     let mut shedder = shedder(Config::default());
     feed(&mut shedder, ms(6), 0..100);
     assert_eq!((shedder.state(), shedder.pressure()), (State::Calm, 0));
-    let change = shedder.observe(ms(6), at(100));
+    let change = shedder.observe(0, ms(6), at(100));
     assert_eq!(change, Some(Change::Sheds { class: 3 }));
     assert_eq!((shedder.state(), shedder.pressure()), (State::Rising, 1));
     assert_eq!(shed_of_100(&mut shedder, 3, 100), 10, "a tenth of the least important");
@@ -58,7 +58,7 @@ fn steps_come_ever_faster_while_the_queue_stands() {
     let mut steps = Vec::new();
     for millis in 0..1_000 {
         let before = shedder.pressure();
-        shedder.observe(ms(50), at(millis));
+        shedder.observe(0, ms(50), at(millis));
         if shedder.pressure() > before {
             steps.push(millis);
         }
@@ -72,7 +72,7 @@ fn the_least_important_class_is_shed_wholly_before_the_next_one_in_part() {
     let mut shedder = shedder(Config::default());
     let mut changes = Vec::new();
     for millis in 0..3_000 {
-        changes.extend(shedder.observe(ms(50), at(millis)));
+        changes.extend(shedder.observe(0, ms(50), at(millis)));
         let pressure = shedder.pressure();
         let mut shares = [0; 4];
         for (class, share) in (0_u8..).zip(&mut shares) {
@@ -116,7 +116,7 @@ fn the_pressure_falls_by_a_step_an_interval_below_half_the_target() {
     let mut millis = 500;
     // The interval that holds the last high delay may still bring a step.
     while shedder.pressure() >= pressure {
-        shedder.observe(ms(1), at(millis));
+        shedder.observe(0, ms(1), at(millis));
         millis += 1;
         assert!(millis < 800, "it never fell");
     }
@@ -144,6 +144,21 @@ fn what_stands_again_soon_is_pressed_at_the_pace_that_helped() {
     };
     let (soon, late) = (steps_within_200_ms(300), steps_within_200_ms(3_000));
     assert!(soon >= 2 * late, "{soon} steps soon after, {late} long after");
+}
+
+#[test]
+fn who_overtakes_the_queue_tells_nothing_of_it() {
+    let mut shedder = shedder(Config::default());
+    for millis in 0..1_000 {
+        shedder.observe(2, ms(30), at(millis));
+        shedder.observe(0, ms(0), at(millis));
+    }
+    assert_eq!(shedder.state(), State::Rising, "class 2 waits");
+    for millis in 1_000..2_000 {
+        shedder.observe(2, ms(0), at(millis));
+        shedder.observe(0, ms(30), at(millis));
+    }
+    assert_eq!(shedder.state(), State::Holding);
 }
 
 #[test]
@@ -186,7 +201,7 @@ proptest! {
         for (pause, delay, class) in events {
             now += pause;
             let before = shedder.pressure();
-            let change = shedder.observe(ms(delay), at(now));
+            let change = shedder.observe(0, ms(delay), at(now));
             prop_assert!(shedder.pressure() <= before + 1, "one step at a time");
             prop_assert!(shedder.pressure() <= u32::from(classes - never_shed) * STEPS);
             prop_assert_eq!(shedder.state() == State::Calm, shedder.pressure() == 0);
