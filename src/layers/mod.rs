@@ -8,6 +8,7 @@
 pub mod circuit_breaker;
 mod clock;
 pub mod concurrency_limit;
+pub mod deadline;
 mod keyed;
 pub mod load_shed;
 mod not_sent;
@@ -19,6 +20,7 @@ pub mod scope;
 use std::{future::Future, pin::Pin};
 
 pub use clock::Clock;
+pub use deadline::{Deadline, DeadlineLayer, Due, ServerDeadline, ServerDeadlineLayer, timeout_in};
 pub use not_sent::NotSent;
 pub use outcome::{Outcome, code_in, is_failure, observe};
 pub use refusal::REFUSAL_DOMAIN;

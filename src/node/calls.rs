@@ -313,6 +313,15 @@ impl Calls {
         }
     }
 
+    /// The queued calls whose deadline has passed: nobody waits for them any more.
+    pub(crate) fn late(&mut self, now: Instant) -> Vec<Call> {
+        let is_late = |sequence: &u64| {
+            self.calls.get(sequence).is_some_and(|tracked| tracked.call.deadline <= now)
+        };
+        let late: Vec<u64> = self.queue.iter().copied().filter(is_late).collect();
+        late.into_iter().filter_map(|sequence| self.finish(sequence)).collect()
+    }
+
     /// The queued calls that have waited too long: `patience` without a leader, or until `spare`
     /// before their deadline. So the answer is that they were certainly not carried out; at the
     /// deadline itself the caller could only be told that the outcome is unknown.
@@ -413,6 +422,17 @@ mod tests {
         calls.accepted(2);
         assert_eq!(doubtful(&mut calls, at(11)), [0; 0]);
         assert_eq!(doubtful(&mut calls, at(12)), [3]);
+    }
+
+    #[test]
+    fn a_queued_call_is_late_at_its_deadline() {
+        let mut calls = Calls::default();
+        calls.insert(at(0), Call { deadline: at(5), ..propose(1) });
+        calls.insert(at(0), propose(2));
+        assert!(calls.late(at(4)).is_empty());
+        let late: Vec<u64> = calls.late(at(5)).iter().map(|call| call.sequence).collect();
+        assert_eq!(late, [1]);
+        assert_eq!(calls.queued(), [2]);
     }
 
     #[test]

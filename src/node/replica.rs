@@ -258,6 +258,7 @@ impl Replica {
         }
         self.step(now, Input::Tick, jobs);
         self.perform_duties(now, wall, jobs);
+        self.refuse_late(now, jobs);
         self.route_calls(now, wall, jobs);
         self.refuse_impatient(now, jobs);
         let doubtful = self.calls.doubtful(now, self.config.patience);

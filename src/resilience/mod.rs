@@ -7,6 +7,7 @@
 pub mod backoff;
 pub mod circuit_breaker;
 pub mod concurrency_limit;
+pub mod deadline;
 mod error;
 pub mod ewma;
 pub mod load_shed;

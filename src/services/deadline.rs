@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::{
-    machine::refusal, pb::command::v1::Reason, services::gate::Kind, types::Duration,
-    wire::status::from_refusal,
+    layers::timeout_in, machine::refusal, pb::command::v1::Reason, services::gate::Kind,
+    types::Duration, wire::status::from_refusal,
 };
 
 /// What a unary call gets that sets no deadline of its own.
@@ -51,8 +51,7 @@ impl Deadline {
     /// The deadline of a call that arrived `now`; `None` is unlimited. A malformed header counts as
     /// none, as with tonic.
     pub(crate) fn of(headers: &HeaderMap, kind: Kind, now: Instant) -> Option<Self> {
-        let asked = headers.get("grpc-timeout").and_then(|value| parse(value.to_str().ok()?));
-        let span = match asked {
+        let span = match timeout_in(headers) {
             Some(span) => span,
             None if kind.waits_for_ever() => return None,
             None => DEADLINE_DEFAULT,
@@ -62,6 +61,17 @@ impl Deadline {
         let head_start = (span / 4).min(HEAD_START_MAX);
         Some(Self { handler: end - 2 * head_start, gate: end - head_start })
     }
+
+    /// Whether it is too late to begin.
+    pub(crate) fn has_passed(&self) -> bool {
+        self.gate <= Instant::now()
+    }
+}
+
+/// What a call is answered with whose deadline had passed before anything was done for it.
+pub(crate) fn passed() -> Status {
+    let sentence = "the deadline had passed before the work began: nothing was done";
+    from_refusal(refusal(Reason::DeadlineExceeded, sentence))
 }
 
 /// What a call is answered with whose deadline ran out.
@@ -77,48 +87,9 @@ pub(crate) fn exceeded(kind: Kind) -> Status {
     from_refusal(refusal(Reason::DeadlineExceeded, sentence))
 }
 
-/// Reads a `grpc-timeout`: at most eight digits and a unit.
-fn parse(text: &str) -> Option<Duration> {
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let count: u64 = digits.parse().ok()?;
-    match unit {
-        "H" => Some(Duration::from_secs(count * 3_600)),
-        "M" => Some(Duration::from_secs(count * 60)),
-        "S" => Some(Duration::from_secs(count)),
-        "m" => Some(Duration::from_millis(count)),
-        "u" => Some(Duration::from_micros(count)),
-        "n" => Some(Duration::from_nanos(count)),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuzz::Target;
-
-    #[test]
-    fn fuzz_timeouts() {
-        Target::new("timeouts", 10_000).damaged_texts(&["250m", "99999999H", "7n"], |text| {
-            let _ = parse(text);
-        });
-    }
-
-    #[test]
-    fn timeouts_are_read_as_the_protocol_writes_them() {
-        assert_eq!(parse("250m"), Some(Duration::from_millis(250)));
-        assert_eq!(parse("0S"), Some(Duration::ZERO));
-        assert_eq!(parse("99999999H"), Some(Duration::from_secs(99_999_999 * 3_600)));
-        assert_eq!(parse("1M"), Some(Duration::from_secs(60)));
-        assert_eq!(parse("7u"), Some(Duration::from_micros(7)));
-        assert_eq!(parse("7n"), Some(Duration::from_nanos(7)));
-        for malformed in ["", "S", "1", "1s", "-1S", "+1S", "123456789S", "1.5S", "1 S", "1ä"] {
-            assert_eq!(parse(malformed), None, "{malformed}");
-        }
-    }
 
     #[test]
     fn the_handler_answers_first_then_the_gate_then_tonic() {

@@ -184,6 +184,9 @@ pub(crate) async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: 
 
 async fn answered(gate: &Gate, kind: Kind, mut request: Request, next: Next) -> Response {
     let deadline = Deadline::of(request.headers(), kind, deadline::arrival(&request));
+    if deadline.is_some_and(|deadline| deadline.has_passed()) {
+        return answer(deadline::passed());
+    }
     let permit = match gate.admit(kind) {
         Ok(permit) => permit,
         Err(status) => return answer(status),

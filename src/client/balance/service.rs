@@ -35,7 +35,7 @@ use crate::{
         report::Reported,
         snapshot::{Snapshot, mix},
     },
-    layers::{Clock, NotSent, code_in, is_failure},
+    layers::{Clock, NotSent, code_in, is_failure, timeout_in},
     types::Duration,
 };
 
@@ -425,21 +425,5 @@ impl Service<Request<Body>> for Picked {
 
 /// The deadline that `grpc-timeout` asks for, counted from now.
 fn deadline_of(request: &Request<Body>) -> Option<Instant> {
-    let text = request.headers().get("grpc-timeout")?.to_str().ok()?;
-    let (unit_at, unit) = text.char_indices().last()?;
-    let digits = &text[..unit_at];
-    if digits.is_empty() || digits.len() > 8 {
-        return None;
-    }
-    let count: u64 = digits.parse().ok()?;
-    let span = match unit {
-        'H' => Duration::from_secs(count * 3_600),
-        'M' => Duration::from_secs(count * 60),
-        'S' => Duration::from_secs(count),
-        'm' => Duration::from_millis(count),
-        'u' => Duration::from_micros(count),
-        'n' => Duration::from_nanos(count),
-        _ => return None,
-    };
-    Instant::now().checked_add(span)
+    Instant::now().checked_add(timeout_in(request.headers())?)
 }

@@ -455,6 +455,21 @@ impl Replica {
         }
     }
 
+    /// Refuses the calls whose deadline passed before their turn came: they are not proposed.
+    pub(super) fn refuse_late(&mut self, now: Instant, jobs: &mut Jobs) {
+        if !self.calls.any_queued() {
+            return;
+        }
+        for call in self.calls.late(now) {
+            if is_internal(call.sequence) {
+                continue;
+            }
+            let words = "the deadline passed before the call was proposed: nothing was done";
+            let refusal = refusal(Reason::DeadlineExceeded, words);
+            jobs.replies.push((call.sequence, Reply::Refused(refusal)));
+        }
+    }
+
     /// Refuses the calls that waited for a leader in vain.
     pub(super) fn refuse_impatient(&mut self, now: Instant, jobs: &mut Jobs) {
         // Queued calls are looked at every heartbeat interval at least.
