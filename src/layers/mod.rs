@@ -9,12 +9,17 @@ pub mod circuit_breaker;
 mod clock;
 pub mod concurrency_limit;
 pub mod deadline;
+mod failure;
+mod fed;
 mod keyed;
 pub mod load_shed;
 mod not_sent;
 mod outcome;
 pub mod rate_limit;
 mod refusal;
+mod repeatable;
+mod replay;
+pub mod retry;
 pub mod scope;
 
 use std::{future::Future, pin::Pin};
@@ -24,6 +29,8 @@ pub use deadline::{Deadline, DeadlineLayer, Due, ServerDeadline, ServerDeadlineL
 pub use not_sent::NotSent;
 pub use outcome::{Outcome, code_in, is_failure, observe};
 pub use refusal::REFUSAL_DOMAIN;
+pub use repeatable::Repeatable;
+pub use retry::{Retry, RetryLayer};
 
 /// An error of anything.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -13,5 +13,7 @@ pub mod ewma;
 pub mod load_shed;
 pub mod outlier;
 pub mod rate_limit;
+pub mod retry;
+pub mod retry_budget;
 
 pub use error::ConfigError;
