@@ -10,7 +10,9 @@ mod clock;
 pub mod concurrency_limit;
 pub mod deadline;
 mod failure;
+pub mod fallback;
 mod fed;
+pub mod hedge;
 mod keyed;
 pub mod load_shed;
 mod not_sent;
@@ -26,6 +28,8 @@ use std::{future::Future, pin::Pin};
 
 pub use clock::Clock;
 pub use deadline::{Deadline, DeadlineLayer, Due, ServerDeadline, ServerDeadlineLayer, timeout_in};
+pub use fallback::{Fallback, FallbackLayer};
+pub use hedge::{Hedge, HedgeLayer};
 pub use not_sent::NotSent;
 pub use outcome::{Outcome, code_in, is_failure, observe};
 pub use refusal::REFUSAL_DOMAIN;

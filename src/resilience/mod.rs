@@ -10,6 +10,7 @@ pub mod concurrency_limit;
 pub mod deadline;
 mod error;
 pub mod ewma;
+pub mod hedge;
 pub mod load_shed;
 pub mod outlier;
 pub mod rate_limit;
