@@ -167,8 +167,9 @@ fn next_gradient(gradient: Gradient2, long: &mut LongLatency, limit: f64, seen: 
     if let Some(nanos) = seen.latency {
         long.add(nanos, gradient.long_window);
         slope = (gradient.tolerance * long.nanos / nanos).clamp(LEAST, 1.0);
-        // After an overload the long average comes down faster, or the limit would grow too far.
-        if long.nanos / nanos > 2.0 {
+        // After an overload the long average comes down faster, or the limit would grow too far. Not
+        // while it is a plain mean.
+        if long.samples == WARM_UP && long.nanos / nanos > 2.0 {
             long.nanos *= 0.95;
         }
     }
