@@ -7,6 +7,7 @@
 #![cfg(test)]
 
 mod breaker;
+mod concurrency;
 mod outlier;
 mod rate_limit;
 
