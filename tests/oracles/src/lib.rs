@@ -10,6 +10,7 @@ mod breaker;
 mod concurrency;
 mod outlier;
 mod rate_limit;
+mod retry;
 
 use quorate::types::{Duration, Rng};
 
