@@ -1,5 +1,5 @@
 //! The layer over answers as gRPC gives them: statuses in headers and trailers, streams, broken
-//! connections and callers that give up, in virtual time.
+//! connections and callers that give up, in virtual time; and once between a real client and server.
 
 use std::{
     sync::{Arc, Mutex},
@@ -10,16 +10,22 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
-use tonic::{Code, Status, body::Body};
+use tonic::{
+    Code, Status,
+    body::Body,
+    transport::{Endpoint, Server},
+};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_types::StatusExt as _;
 use tower::{Layer as _, Service as _, ServiceExt as _, util::BoxCloneService};
 
 use super::*;
 use crate::{
-    layers::{BoxError, Outcome, refusal::REFUSAL_DOMAIN},
+    layers::{BoxError, Outcome, rate_limit::RateLimitLayer, refusal::REFUSAL_DOMAIN},
     resilience::{
         backoff,
         circuit_breaker::{Config, State, Verdict},
+        rate_limit,
     },
 };
 
@@ -81,13 +87,16 @@ fn to(path: &str) -> Request<Body> {
     Request::builder().uri(path).body(Body::empty()).unwrap()
 }
 
-/// Calls and reads to the end.
+/// Calls and reads to the end, which must come.
 async fn call(client: &mut Client, path: &str) -> Result<Option<Status>, BoxError> {
-    let response = client.ready().await?.call(to(path)).await?;
-    let headers = response.headers().clone();
-    let trailers = response.into_body().collect().await?.trailers().cloned();
-    Ok(Status::from_header_map(&headers)
-        .or_else(|| trailers.as_ref().and_then(Status::from_header_map)))
+    let answer = async {
+        let response = client.ready().await?.call(to(path)).await?;
+        let headers = response.headers().clone();
+        let trailers = response.into_body().collect().await?.trailers().cloned();
+        Ok(Status::from_header_map(&headers)
+            .or_else(|| trailers.as_ref().and_then(Status::from_header_map)))
+    };
+    tokio::time::timeout(Duration::from_secs(3_600), answer).await.expect("it ends")
 }
 
 async fn open(client: &mut Client, path: &str) {
@@ -303,4 +312,33 @@ async fn calls_that_are_given_up_count_for_nothing() {
         assert!(late.is_err());
     }
     assert_eq!((layer.handle().state(), layer.handle().stats().neutral), (State::Closed, 20));
+}
+
+/// Both layers over HTTP/2: the server's limit refuses, the client's breaker takes it for a failure.
+#[tokio::test]
+async fn it_stands_between_a_tonic_client_and_a_tonic_server() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let two = rate_limit::Config { rate: 1, period: Duration::from_secs(3_600), burst: 2 };
+    let limit = RateLimitLayer::new(two.validate().unwrap()).by_path();
+    let limited = limit.handle();
+    let (_reporter, health) = tonic_health::server::health_reporter();
+    let server = Server::builder().layer(limit).add_service(health);
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    let serving = tokio::spawn(server.serve_with_incoming(incoming));
+
+    let layer = layer().by_path();
+    let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
+    let mut client = HealthClient::new(layer.layer(channel));
+    let mut codes = Vec::new();
+    for _ in 0..5 {
+        let answer = client.check(HealthCheckRequest::default()).await;
+        codes.push(answer.err().map(|status| status.code()));
+    }
+    let full = Some(Code::ResourceExhausted);
+    assert_eq!(codes, [None, None, full, full, Some(Code::Unavailable)]);
+    let (passed, stats) = (limited.stats().passed, layer.handle().stats());
+    assert_eq!((passed, stats.successes, stats.failures, stats.refused), (2, 2, 2, 1));
+    assert!(layer.handle().key("/grpc.health.v1.Health/Check").is_some());
+    serving.abort();
 }
