@@ -23,6 +23,7 @@ mod repeatable;
 mod replay;
 pub mod retry;
 pub mod scope;
+mod tried;
 
 use std::{future::Future, pin::Pin};
 
@@ -35,6 +36,7 @@ pub use outcome::{Outcome, code_in, is_failure, observe};
 pub use refusal::REFUSAL_DOMAIN;
 pub use repeatable::Repeatable;
 pub use retry::{Retry, RetryLayer};
+pub use tried::Tried;
 
 /// An error of anything.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -35,7 +35,7 @@ use crate::{
         report::Reported,
         snapshot::{Snapshot, mix},
     },
-    layers::{Clock, NotSent, code_in, is_failure, timeout_in},
+    layers::{Clock, NotSent, Tried, code_in, is_failure, timeout_in},
     types::Duration,
 };
 
@@ -277,6 +277,7 @@ async fn send(
     deadline: Option<Instant>,
 ) -> Result<Response<Body>, Status> {
     let mut retries = 0;
+    avoid_tried(&mut request);
     // Nothing is listened for until a request comes back.
     let mut published: Option<watch::Receiver<()>> = None;
     loop {
@@ -284,6 +285,9 @@ async fn send(
             published.mark_unchanged();
         }
         let picked = shared.choose_or_wait(&Hints::of(request.extensions())).await?;
+        if let Some(tried) = request.extensions().get::<Tried>() {
+            tried.note(Arc::clone(picked.backend.endpoint().shared_address()));
+        }
         let (again, error) = match picked.send(request, deadline, retries + 1).await {
             Ok(answered) => return Ok(answered),
             Err(CallError::Broken(error)) => return Err(Status::from_error(error)),
@@ -304,6 +308,16 @@ async fn send(
         avoid.0.push(picked.address().into());
         hints.insert(avoid);
         hints.remove::<Prefer>();
+    }
+}
+
+/// Has a later attempt of a call go to another endpoint than the ones before.
+fn avoid_tried(request: &mut Request<Body>) {
+    let Some(tried) = request.extensions().get::<Tried>() else { return };
+    let addresses = tried.addresses();
+    if !addresses.is_empty() {
+        request.extensions_mut().get_or_insert_default::<Avoid>().0.extend(addresses);
+        request.extensions_mut().remove::<Prefer>();
     }
 }
 

@@ -14,10 +14,10 @@ use tower::discover::Change;
 
 use self::fleet::{Fleet, Nature};
 use super::{
-    Avoid, Balance, Connectivity, Endpoint, LeastRequests, NotSent, PickFirst, Prefer, RoundRobin,
-    Static, WaitForReady,
+    Avoid, Balance, Connectivity, Endpoint, HashKey, LeastRequests, NotSent, PickFirst, Prefer,
+    RingHash, RoundRobin, Static, WaitForReady,
 };
-use crate::{resilience::outlier, types::Duration};
+use crate::{layers::Tried, resilience::outlier, types::Duration};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -261,6 +261,27 @@ async fn a_call_may_prefer_an_address_or_avoid_some() {
             .expect("it answers");
     }
     assert_eq!(fleet.served(), [0, 10, 10]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_attempt_of_a_call_goes_to_another_endpoint() {
+    let fleet = Fleet::of(2);
+    let builder = Balance::builder().policy(RingHash::new()).connect(fleet.clone());
+    let balance = builder.resolve(fleet.list());
+    balance.ready().await.expect("it comes up");
+    fleet.until_view(&balance, |view| view.endpoints.iter().all(|e| e.state == "READY")).await;
+    for _ in 0..10 {
+        let tried = Tried::default();
+        for _ in 0..2 {
+            let hint = |hints: &mut http::Extensions| {
+                hints.insert(HashKey(7));
+                hints.insert(tried.clone());
+            };
+            fleet.call_with(&balance, hint).await.expect("it answers");
+        }
+        assert_eq!(tried.addresses().len(), 2);
+    }
+    assert_eq!(fleet.served(), [10, 10], "one key, and yet not one endpoint");
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,8 +2,9 @@
 //!
 //! Only repeatable calls whose body can be kept; the first copy whose answer begins counts, the
 //! others are dropped and so cancelled. A copy that fails leaves the call to those that are open;
-//! sending it again after a pause is the business of a layer of retries further out. Which endpoint
-//! a copy goes to is the business of what is inside.
+//! sending it again after a pause is the business of a layer of retries further out. What is inside
+//! chooses the endpoint of a copy; a balancer of this house finds in [`super::Tried`] which ones to
+//! avoid.
 
 mod stats;
 #[cfg(test)]
@@ -26,7 +27,7 @@ pub use stats::Stats;
 
 use self::stats::Counters;
 use super::{
-    BoxError, BoxFuture, Clock, Due, Outcome,
+    BoxError, BoxFuture, Clock, Due, Outcome, Tried,
     deadline::set_timeout,
     failure::Failure,
     fed::feeds,
@@ -226,6 +227,7 @@ where
     };
     let budget = layer.budget.as_ref();
     let fed = budget.filter(|budget| feeds(budget, &mut parts.extensions)).cloned();
+    parts.extensions.get_or_insert_default::<Tried>();
     let mut now = layer.clock.now();
     if let Some(budget) = &fed {
         budget.called(now);

@@ -2,8 +2,8 @@
 //!
 //! Only what was certainly not done, or may be done twice; only while the answer has not begun; only
 //! the bodies that can be kept. Each attempt is told how many came before it
-//! (`grpc-previous-rpc-attempts`) and what is left of the deadline. Which endpoint an attempt goes to
-//! is the business of what is inside.
+//! (`grpc-previous-rpc-attempts`) and what is left of the deadline. What is inside chooses the endpoint
+//! of an attempt; a balancer of this house finds in [`super::Tried`] which ones to avoid.
 
 mod stats;
 #[cfg(test)]
@@ -26,7 +26,7 @@ pub use stats::{GivenUp, Stats};
 
 use self::stats::Counters;
 use super::{
-    BoxError, BoxFuture, Clock, Due, Outcome, code_in,
+    BoxError, BoxFuture, Clock, Due, Outcome, Tried, code_in,
     deadline::set_timeout,
     failure::Failure,
     fed::feeds,
@@ -224,6 +224,7 @@ where
             return settle(answered.map_err(Into::into), 1, fed);
         }
     };
+    parts.extensions.get_or_insert_default::<Tried>();
     let repeatable = is_repeatable(&parts, layer.by_path.as_deref());
     let deadline = due.map_or(Deadline::NEVER, |due| Deadline::at(layer.clock.of(due.instant())));
     let mut attempts = 1;
