@@ -11,10 +11,11 @@ use crate::{
     client::{
         Cluster, Discovery, Error, Events, Kv, Lab, Locks, Sessions, Tls,
         balance::{self, Balance, Endpoint, Http2, LeastRequests, Policy, View},
+        retries::{self, Retries, RetryStats},
         router::{Router, follow_registry},
     },
     observe::TraceParent,
-    resilience::backoff,
+    resilience::{backoff, retry_budget},
     types::Duration,
 };
 
@@ -46,6 +47,7 @@ pub struct Client {
     pub(super) timeout: Duration,
     pub(super) patience: Duration,
     pub(super) parent: Option<TraceParent>,
+    pub(super) retries: Arc<Retries>,
 }
 
 impl Client {
@@ -79,6 +81,17 @@ impl Client {
     #[must_use]
     pub fn with_trace_parent(&self, parent: TraceParent) -> Self {
         Self { parent: Some(parent), ..self.clone() }
+    }
+
+    /// The same client for calls that keep something alive: few, and not to wait behind others.
+    pub(super) fn without_retry_budget(&self) -> Self {
+        Self { retries: Arc::new(Retries::new(None)), ..self.clone() }
+    }
+
+    /// What this client and its clones sent beyond the first attempts of their calls.
+    #[must_use]
+    pub fn retry_stats(&self) -> RetryStats {
+        self.retries.stats()
     }
 
     /// What calls made now are part of.
@@ -174,6 +187,7 @@ pub struct Builder {
     tls: Option<Tls>,
     balance: balance::Builder,
     discover: bool,
+    retry_budget: Option<retry_budget::ValidConfig>,
 }
 
 impl Default for Builder {
@@ -188,6 +202,7 @@ impl Default for Builder {
                 .policy(LeastRequests)
                 .backoff(BACKOFF.validate().expect("its figures are in range")),
             discover: true,
+            retry_budget: Some(retries::BUDGET.validate().expect("its figures are in range")),
         }
     }
 }
@@ -240,6 +255,28 @@ impl Builder {
         self
     }
 
+    /// How many requests are sent again at most, of all calls together, so that many clients do not
+    /// keep a cluster down that cannot bear their calls. While the budget is empty a call waits for
+    /// it, up to its own limit. Default a fifth of the calls and 250 a second, over two seconds;
+    /// `None` is no bound. Streams and calls that wait in line, which come back one by one, and the
+    /// renewals of guards are not counted.
+    ///
+    /// ```
+    /// use quorate::{client::Client, resilience::retry_budget::{Config, Share}};
+    ///
+    /// let budget = Config::Share(Share { ratio: 0.1, ..Share::default() }).validate()?;
+    /// let client = Client::builder()
+    ///     .endpoints(["127.0.0.1:7401"])
+    ///     .retry_budget(Some(budget))
+    ///     .build()?;
+    /// assert_eq!(client.retry_stats().held_back, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub const fn retry_budget(mut self, budget: Option<retry_budget::ValidConfig>) -> Self {
+        self.retry_budget = budget;
+        self
+    }
+
     /// Dials every node by TLS. Without it all is plaintext.
     pub fn tls(mut self, tls: Tls) -> Self {
         self.tls = Some(tls);
@@ -270,7 +307,8 @@ impl Builder {
         let router = Arc::new(Router::new(endpoints, self.balance.clone().connect(connect)));
         let following = self.discover.then(Arc::default);
         let (timeout, patience) = (self.timeout, self.patience);
-        Ok(Client { router, following, timeout, patience, parent: None })
+        let retries = Arc::new(Retries::new(self.retry_budget));
+        Ok(Client { router, following, timeout, patience, parent: None, retries })
     }
 }
 

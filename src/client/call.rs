@@ -2,7 +2,8 @@
 //!
 //! Where a node is silent for long another one is asked as well, if sending again does no harm: a
 //! node that is paused must not cost the whole call.
-//! What was certainly not proposed is always tried again. What may have been is tried again
+//! What was certainly not proposed is always tried again. What all calls together send again comes
+//! out of a budget; while that is empty a call waits. What may have been is tried again
 //! unless repeating it could do harm. When the limit comes, the error tells the two apart: a call
 //! of which every attempt was turned away is a definite refusal, any other is unknown.
 
@@ -16,13 +17,14 @@ use crate::{
     host,
     net::Fault,
     observe::TRACEPARENT,
+    resilience::retry,
     types::{Duration, Rng},
 };
 
 /// The largest answer that is taken.
 pub(crate) const ANSWER_BYTES_MAX: usize = 64 << 20;
 
-/// The pause after the first failure; it doubles from there.
+/// The longest pause after the first failure; it doubles from there.
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 
 /// The longest pause between two attempts that the client makes of its own accord.
@@ -96,6 +98,7 @@ impl Client {
         Q: Clone,
         F: Future<Output = Result<tonic::Response<R>, Status>>,
     {
+        self.retries.called();
         let mut attempts = Attempts::new(self, effect, limit);
         loop {
             let node = match self.pick(&attempts).await {
@@ -114,7 +117,7 @@ impl Client {
                     tokio::pin!(first);
                     match timeout(silence, &mut first).await {
                         Ok(answer) => (node, answer),
-                        Err(_) => match self.other_than(&node, &attempts) {
+                        Err(_) => match self.another(&node, &attempts) {
                             None => (node, first.await),
                             Some(other) => {
                                 node.is_silent();
@@ -150,12 +153,13 @@ impl Client {
         message
     }
 
-    /// Another node that can be called now, beside one that is silent.
-    fn other_than(&self, node: &Picked, attempts: &Attempts<'_>) -> Option<Picked> {
+    /// Another node that can be called now, beside one that is silent, where the budget allows it.
+    fn another(&self, node: &Picked, attempts: &Attempts<'_>) -> Option<Picked> {
         let mut avoid = attempts.failed_at.clone();
         avoid.push(node.address().into());
         let other = self.router.try_pick(&avoid)?;
-        (other.address() != node.address()).then(|| other.for_attempt(attempts.failures + 2))
+        let is_another = other.address() != node.address() && self.retries.allows();
+        is_another.then(|| other.for_attempt(attempts.failures + 2))
     }
 
     /// Chooses the node for the next attempt.
@@ -324,11 +328,33 @@ impl<'a> Attempts<'a> {
             }
             _ => Duration::ZERO,
         };
-        if locked_out || now + pause + margin >= give_up_at {
+        if locked_out {
             return Err(self.exhausted());
         }
-        sleep_until(now + pause).await;
-        Ok(())
+        // What was not sent costs nobody anything, and what waits in line comes back one by one.
+        let counts = at.is_some() && matches!(self.limit, Limit::Within(_));
+        self.wait(pause, counts, margin, give_up_at).await
+    }
+
+    /// Waits for the next attempt, and until the budget allows it where it `counts`.
+    async fn wait(
+        &mut self,
+        mut pause: Duration,
+        counts: bool,
+        margin: Duration,
+        give_up_at: Instant,
+    ) -> Result<(), Error> {
+        loop {
+            let now = Instant::now();
+            if now + pause + margin >= give_up_at {
+                return Err(self.exhausted());
+            }
+            sleep_until(now + pause).await;
+            if !counts || self.client.retries.allows() {
+                return Ok(());
+            }
+            pause = self.backoff.longest();
+        }
     }
 
     /// The deadline came while an attempt was under way.
@@ -349,24 +375,31 @@ impl<'a> Attempts<'a> {
     }
 }
 
-/// Pauses that double, each shortened at random so that callers do not march in step.
+/// Pauses whose bound doubles, each drawn evenly below its bound so that callers do not march in step.
 #[derive(Debug)]
 struct Backoff {
-    next: Duration,
+    config: retry::ValidConfig,
+    failures: u32,
     rng: Rng,
 }
 
 impl Backoff {
     fn new() -> Self {
-        Self { next: BACKOFF_MIN, rng: Rng::new(host::seed()) }
+        let config = retry::Config { base: BACKOFF_MIN, max: BACKOFF_MAX, ..Default::default() };
+        let config = config.validate().expect("its figures are in range");
+        Self { config, failures: 0, rng: Rng::new(host::seed()) }
     }
 
     /// The next pause; at least what the answer asked for, within the client's own bound.
     fn pause(&mut self, asked: Option<Duration>) -> Duration {
-        let full = self.next;
-        self.next = (full * 2).min(BACKOFF_MAX);
-        let pause = self.rng.between(full / 2, full);
+        self.failures = self.failures.saturating_add(1);
+        let pause = self.config.pause(self.failures, &mut self.rng);
         asked.map_or(pause, |asked| asked.min(BACKOFF_MAX).max(pause))
+    }
+
+    /// A pause for one that there is no budget for.
+    fn longest(&mut self) -> Duration {
+        self.rng.between(BACKOFF_MAX / 2, BACKOFF_MAX)
     }
 }
 
@@ -375,12 +408,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_up_to_their_bound_and_obey_the_answer() {
+    fn pauses_grow_up_to_their_bound_and_obey_the_answer() {
         let mut backoff = Backoff::new();
-        let pauses: Vec<_> = (0..10).map(|_| backoff.pause(None)).collect();
-        assert!(pauses[0] >= BACKOFF_MIN / 2 && pauses[0] <= BACKOFF_MIN, "{pauses:?}");
-        assert!(pauses.iter().all(|pause| *pause <= BACKOFF_MAX), "{pauses:?}");
-        assert!(pauses[9] >= BACKOFF_MAX / 2, "{pauses:?}");
+        let pauses: Vec<_> = (0..200).map(|_| backoff.pause(None)).collect();
+        for (bound, pause) in [10, 20, 40, 80, 160].into_iter().zip(&pauses) {
+            assert!(*pause < Duration::from_millis(bound), "{pauses:?}");
+        }
+        assert!(pauses.iter().all(|pause| *pause < BACKOFF_MAX), "{pauses:?}");
+        assert!(pauses.iter().any(|pause| *pause > BACKOFF_MAX / 2), "{pauses:?}");
         let asked = Duration::from_millis(100);
         assert!(Backoff::new().pause(Some(asked)) == asked);
         assert_eq!(backoff.pause(Some(Duration::from_secs(9))), BACKOFF_MAX);

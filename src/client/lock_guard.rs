@@ -283,7 +283,8 @@ impl Renewable for Held {
 
     async fn renew(&self, within: Duration) -> Result<Option<Duration>, Error> {
         let request = RenewRequest { name: self.name.clone(), fencing_token: self.fencing_token };
-        let answer = self.client.with_timeout(within).locks().renew(request).await?;
+        let answer =
+            self.client.without_retry_budget().with_timeout(within).locks().renew(request).await?;
         Ok(answer.ttl.and_then(|ttl| Duration::try_from(ttl).ok()))
     }
 

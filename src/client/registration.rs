@@ -329,7 +329,7 @@ impl Renewable for Registered {
     type Ended = DeregisterResponse;
 
     async fn renew(&self, within: Duration) -> Result<Option<Duration>, Error> {
-        let discovery = self.shared.client.with_timeout(within).discovery();
+        let discovery = self.shared.client.without_retry_budget().with_timeout(within).discovery();
         let (service, instance_id) = (self.service.clone(), self.instance_id.clone());
         let ttl = match discovery.renew(RenewRequest { service, instance_id }).await {
             Ok(answer) => {

@@ -162,7 +162,13 @@ impl Renewable for Open {
     type Ended = CloseSessionResponse;
 
     async fn renew(&self, within: Duration) -> Result<Option<Duration>, Error> {
-        let answer = self.client.with_timeout(within).sessions().keep_alive(self.id).await?;
+        let answer = self
+            .client
+            .without_retry_budget()
+            .with_timeout(within)
+            .sessions()
+            .keep_alive(self.id)
+            .await?;
         Ok(answer.ttl.and_then(|ttl| Duration::try_from(ttl).ok()))
     }
 

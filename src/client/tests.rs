@@ -27,6 +27,7 @@ use crate::{
         TxnResponse, WatchRequest, WatchResponse,
         kv_service_server::{KvService, KvServiceServer},
     },
+    resilience::retry_budget::{Config, Share},
     types::Duration,
 };
 
@@ -297,6 +298,45 @@ async fn a_node_that_is_full_says_nothing_of_an_attempt_before() {
     let node = Node::start([full()]).await;
     let error = put(&client(&[node.endpoint()], LIMIT)).await.expect_err("it is not taken");
     assert_eq!((error.reason(), error.outcome_unknown()), ("OVERLOADED", false));
+}
+
+/// A client with a budget of its own: for a share of the calls, and a least number a second.
+fn with_budget(node: &Node, limit: Duration, ratio: f64, per_second_min: u32) -> Client {
+    let share = Share { ratio, per_second_min, window: Duration::from_secs(1) };
+    let budget = Config::Share(share).validate().expect("its figures are in range");
+    Client::builder()
+        .endpoints([node.endpoint()])
+        .timeout(limit)
+        .discover(false)
+        .retry_budget(Some(budget))
+        .build()
+        .expect("well formed")
+}
+
+#[tokio::test]
+async fn all_calls_together_are_sent_again_within_the_budget() {
+    let refusals = std::iter::repeat_n(Turn::Refuse(unavailable("NO_QUORUM", None)), 1_000);
+    let node = Node::start(refusals).await;
+    let client = with_budget(&node, Duration::from_secs(1), 0.0, 0);
+    for calls in 1..=3 {
+        let error = put(&client).await.expect_err("nobody takes it");
+        assert_eq!((error.reason(), error.outcome_unknown()), ("NO_QUORUM", false), "{error}");
+        assert_eq!(node.script().request_ids.len(), calls, "each is sent once");
+    }
+    assert_eq!(client.retry_stats().sent, 0);
+    assert!(client.retry_stats().held_back >= 3);
+}
+
+#[tokio::test]
+async fn while_the_budget_is_empty_a_call_waits() {
+    let refusal = || Turn::Refuse(unavailable("NO_QUORUM", None));
+    let turns = [refusal(), Turn::Answer, refusal(), Turn::Answer];
+    let node = Node::start(turns).await;
+    let client = with_budget(&node, LIMIT, 0.0, 1);
+    put(&client).await.expect("the budget pays for the second attempt");
+    put(&client).await.expect("after a second it does again");
+    let stats = client.retry_stats();
+    assert_eq!((node.script().request_ids.len(), stats.sent), (4, 2));
 }
 
 #[tokio::test]
