@@ -10,14 +10,18 @@ use std::{convert::Infallible, sync::Arc};
 
 use tokio_stream::StreamExt as _;
 use tonic::Code;
-use tower::discover::Change;
+use tower::{Layer as _, Service as _, discover::Change};
 
 use self::fleet::{Fleet, Nature};
 use super::{
     Avoid, Balance, Connectivity, Endpoint, HashKey, LeastRequests, NotSent, PickFirst, Prefer,
     RingHash, RoundRobin, Static, WaitForReady,
 };
-use crate::{layers::Tried, resilience::outlier, types::Duration};
+use crate::{
+    layers::{HedgeLayer, Repeatable, Tried, hedge::Copy},
+    resilience::{hedge, outlier},
+    types::Duration,
+};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -282,6 +286,32 @@ async fn another_attempt_of_a_call_goes_to_another_endpoint() {
         assert_eq!(tried.addresses().len(), 2);
     }
     assert_eq!(fleet.served(), [10, 10], "one key, and yet not one endpoint");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hedged_call_gets_past_a_silent_endpoint() {
+    let fleet = Fleet::of(2);
+    let builder = Balance::builder().policy(RingHash::new()).connect(fleet.clone());
+    let balance = builder.resolve(fleet.list());
+    balance.ready().await.expect("it comes up");
+    fleet.until_view(&balance, |view| view.endpoints.iter().all(|e| e.state == "READY")).await;
+    let config = hedge::Config { copies_max: 2, delay: hedge::Delay::Fixed(20 * MS) };
+    let layer = HedgeLayer::new(config.validate().expect("it works"));
+    let with_key = |hints: &mut http::Extensions| {
+        hints.insert(HashKey(7));
+    };
+    fleet.call_with(&balance, with_key).await.expect("it answers");
+    let silent = fleet.served().iter().position(|served| *served == 1).expect("one did");
+    fleet.change(silent, |nature| nature.answers_in = 3_600_000 * MS);
+    for _ in 0..10 {
+        let mut request = http::Request::new(tonic::body::Body::empty());
+        request.extensions_mut().insert(HashKey(7));
+        request.extensions_mut().insert(Repeatable(true));
+        let answer = layer.layer(balance.clone()).call(request).await.expect("it is answered");
+        assert_eq!(answer.extensions().get(), Some(&Copy(2)));
+    }
+    assert_eq!((layer.stats().won, layer.stats().dropped), (10, 10));
+    fleet.until_view(&balance, |view| view.endpoints[silent].in_flight == 0).await;
 }
 
 #[tokio::test(start_paused = true)]
