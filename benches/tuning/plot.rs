@@ -71,11 +71,8 @@ fn draw_panel(svg: &mut String, left: f64, horizontal: &str, panel: &Panel) {
     let top = (y_max / step).ceil() * step;
     let (low, high) = (y_min.log10().floor(), y_max.log10().ceil());
     let y_of = |y: f64| {
-        let share = if panel.logarithmic {
-            (y.max(1e-9).log10() - low) / (high - low).max(1.0)
-        } else {
-            y / top
-        };
+        let share =
+            if panel.logarithmic { (y.log10() - low) / (high - low).max(1.0) } else { y / top };
         bottom - PANEL_HEIGHT * share
     };
     let _ = writeln!(
@@ -125,7 +122,8 @@ fn draw_panel(svg: &mut String, left: f64, horizontal: &str, panel: &Panel) {
     );
     for (curve, colour) in panel.curves.iter().zip(COLOURS) {
         let mut path = String::new();
-        for (at, (x, y)) in curve.points.iter().enumerate() {
+        let drawn = curve.points.iter().filter(|(_, y)| !panel.logarithmic || *y > 0.0);
+        for (at, (x, y)) in drawn.enumerate() {
             let way = if at == 0 { 'M' } else { 'L' };
             let _ = write!(path, "{way}{:.1} {:.1}", x_of(*x), y_of(*y));
         }
@@ -148,7 +146,7 @@ fn bounds(values: impl Iterator<Item = f64>) -> (f64, f64) {
 fn short(value: f64) -> String {
     let (value, letter) = match value {
         value if value >= 1e6 => (value / 1e6, "M"),
-        value if value >= 1e3 => (value / 1e3, "k"),
+        value if value >= 1e4 => (value / 1e3, "k"),
         value => (value, ""),
     };
     format!("{}{letter}", (value * 1e3).round() / 1e3)

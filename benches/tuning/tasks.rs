@@ -84,8 +84,10 @@ pub(crate) fn measure(options: &Options, work: Work) {
             let memory = of(|run| run.bytes_each).round().to_string();
             let memory = if count < MEMORY_TOLD_FROM { "" } else { &memory };
             println!(
-                "| {count} | {:.0} | {memory} | {p50:.0} | {p99:.0} | {:.0} |",
+                "| {count} | {:.0} | {memory} | {} | {} | {:.0} |",
                 of(|run| run.spawned_nanos),
+                answer(p50),
+                answer(p99),
                 of(|run| run.slices) * SLICE / RUN.as_secs_f64() / 1e4
             );
             curve.push((count as f64, p99));
@@ -97,6 +99,10 @@ pub(crate) fn measure(options: &Options, work: Work) {
         let panel = Panel { title, unit: "µs", logarithmic: true, curves: turns };
         plot::draw("Scheduling by number of tasks", "tasks", &[panel])
     });
+}
+
+fn answer(micros: f64) -> String {
+    if micros == 0.0 { "none came".to_owned() } else { format!("{micros:.0}") }
 }
 
 fn run(count: usize, kind: Kind, work: Work) -> Run {
