@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use crate::{
     cli::Error,
     server::{self, Config, LogFormat, Settings, parse_bytes, parse_duration},
+    services::OverloadControl,
     types::Duration,
 };
 
@@ -129,6 +130,10 @@ pub struct NodeArgs {
     /// How many reads and changes may be open at once; more are refused [default: 4096]
     #[arg(long, value_name = "N", env = "QUORATE_CALLS_MAX", hide_env_values = true)]
     calls_max: Option<usize>,
+    /// How to do what can be done when more is asked: adaptive or fixed [default: fixed]
+    #[arg(long, value_name = "HOW", env = "QUORATE_OVERLOAD_CONTROL", hide_env_values = true)]
+    #[arg(hide_possible_values = true)]
+    overload_control: Option<OverloadControlArg>,
     /// How many calls may wait for a lock at once [default: 16384]
     #[arg(long, value_name = "N", env = "QUORATE_WAITS_MAX", hide_env_values = true)]
     waits_max: Option<usize>,
@@ -180,6 +185,15 @@ enum LogFormatArg {
     Json,
 }
 
+/// How a node protects itself.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OverloadControlArg {
+    /// By a limit that follows the latency, and shedding by class
+    Adaptive,
+    /// By the fixed limits alone
+    Fixed,
+}
+
 impl NodeArgs {
     /// The configuration: flags and variables over the file over the defaults.
     pub(crate) fn config(self, file: Option<&Path>) -> Result<Config, Error> {
@@ -229,6 +243,10 @@ impl NodeArgs {
             snapshot_rate: self.snapshot_rate,
             min_free_disk: self.min_free_disk,
             calls_max: self.calls_max,
+            overload_control: self.overload_control.map(|control| match control {
+                OverloadControlArg::Adaptive => OverloadControl::Adaptive,
+                OverloadControlArg::Fixed => OverloadControl::Fixed,
+            }),
             waits_max: self.waits_max,
             streams_max: self.streams_max,
             tls_cert: self.tls_cert,

@@ -218,6 +218,7 @@ impl Handle {
         metrics.set_calls(open(&self.shared.open_calls), open(&self.shared.waiters));
         let head = self.shared.feed.head();
         metrics.measure_readers(head.revision, head.position);
+        metrics.measure_overload();
     }
 
     /// The node's metrics.

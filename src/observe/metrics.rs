@@ -20,6 +20,7 @@ use crate::{
         connections::Connections,
         histogram::{COUNTS, Histogram, SIZES, TIMES},
         methods::{Durations, Ended, MethodMetrics, Methods, OpenNow},
+        overload::Overload,
         process::Process,
         readers::{Reader, ReaderKind, Readers},
         snapshots::Snapshots,
@@ -75,6 +76,7 @@ struct Inner {
     /// Free, needed, short.
     disk: [Gauge; 3],
     connections: Connections,
+    overload: Overload,
 }
 
 /// Where work waits inside a node.
@@ -178,6 +180,7 @@ impl Metrics {
             snapshots: Snapshots::default(),
             disk: Default::default(),
             connections: Connections::default(),
+            overload: Overload::default(),
         };
         for reason in REASONS.map(reason_label) {
             drop(inner.elections.get_or_create(&reason));
@@ -194,6 +197,7 @@ impl Metrics {
         inner.process.register_collector(Box::new(Process));
         inner.snapshots.register(&mut inner.registry);
         inner.connections.register(&mut inner.registry);
+        inner.overload.register(&mut inner.registry);
         let metrics = Self { inner: Arc::new(inner) };
         metrics.set_role(RoleKind::Follower);
         metrics.measure_readers(Revision::ZERO, Position::ZERO);
@@ -202,6 +206,10 @@ impl Metrics {
 
     pub(super) fn connections(&self) -> &Connections {
         &self.inner.connections
+    }
+
+    pub(super) fn overload(&self) -> &Overload {
+        &self.inner.overload
     }
 
     /// Counts commands that this node proposed as the leader.

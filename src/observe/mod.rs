@@ -7,6 +7,7 @@ mod connections;
 mod histogram;
 mod methods;
 mod metrics;
+mod overload;
 mod process;
 mod readers;
 mod snapshots;
@@ -15,6 +16,7 @@ mod trace_parent;
 
 pub use methods::MethodMetrics;
 pub use metrics::{CONTENT_TYPE, Metrics, Queue};
+pub use overload::OverloadReading;
 pub use readers::{Reader, ReaderKind};
 pub use stages::{ReadStage, Stage, Subject, Trace, WalBatch, note, traced};
 pub use trace_parent::{MalformedTraceParent, TRACEPARENT, TraceParent};

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use crate::{
     net::TlsFiles,
     server::secure::{ConnectionLimits, PeerTls},
-    services::Limits,
+    services::{Limits, OverloadControl},
     types::{Duration, NodeId},
 };
 
@@ -99,6 +99,9 @@ pub struct Config {
     /// How many reads and changes may be open at this node at once; further ones are refused as
     /// overload. At least 1; so are the next two.
     pub calls_max: usize,
+    /// How the node protects itself from more than it can do: by a limit that follows the latency
+    /// and shedding by class, or by the fixed limits alone.
+    pub overload_control: OverloadControl,
     /// How many calls may wait for a lock at this node at once.
     pub waits_max: usize,
     /// How many streams may be open at this node at once.
@@ -160,6 +163,7 @@ impl Default for Config {
             snapshot_rate: 64 << 20,
             min_free_disk: 256 << 20,
             calls_max: 4_096,
+            overload_control: OverloadControl::Fixed,
             waits_max: 16_384,
             streams_max: 16_384,
             connections_max: 4_096,
@@ -341,7 +345,8 @@ impl Config {
     }
 
     fn limits(&self) -> Result<Limits, ConfigError> {
-        let Self { calls_max, waits_max, streams_max, message_bytes_max, .. } = *self;
+        let Self { calls_max, waits_max, streams_max, message_bytes_max, overload_control, .. } =
+            *self;
         let limits = [
             ("--calls-max", calls_max),
             ("--waits-max", waits_max),
@@ -356,7 +361,7 @@ impl Config {
                 "must lie between 64 KiB (65536) and 64 MiB (67108864)",
             );
         }
-        Ok(Limits { calls_max, waits_max, streams_max, message_bytes_max })
+        Ok(Limits { calls_max, waits_max, streams_max, message_bytes_max, overload_control })
     }
 
     /// Plaintext beyond loopback has to be meant. `tls_setting` is the one that would end it, empty

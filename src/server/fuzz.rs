@@ -24,6 +24,7 @@ snapshot_rate = 67108864
 min_free_disk = "256MiB"
 slow_request = "1.5s"
 calls_max = 5
+overload_control = "adaptive"
 message_bytes_max = 8388608
 "#;
 

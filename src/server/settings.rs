@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 
 use crate::{
     server::{Config, ConfigError, LogFormat},
+    services::OverloadControl,
     types::Duration,
 };
 
@@ -87,6 +88,8 @@ pub struct Settings {
     pub min_free_disk: Option<u64>,
     /// [`Config::calls_max`].
     pub calls_max: Option<usize>,
+    /// [`Config::overload_control`]: `adaptive` or `fixed`.
+    pub overload_control: Option<OverloadControl>,
     /// [`Config::waits_max`].
     pub waits_max: Option<usize>,
     /// [`Config::streams_max`].
@@ -154,7 +157,7 @@ impl Settings {
             peer_advertise, zone, weight, bootstrap, initial_cluster, restore, insecure_listen, log_format,
             log_level, stop_on_stdin_close, heartbeat_interval, election_timeout_min,
             election_timeout_max, retained_log_bytes, min_free_disk, snapshot_rate, slow_request,
-            otlp_endpoint, calls_max, waits_max, streams_max, tls_cert, tls_key, tls_client_ca,
+            otlp_endpoint, calls_max, overload_control, waits_max, streams_max, tls_cert, tls_key, tls_client_ca,
             peer_tls_cert, peer_tls_key, peer_tls_ca, peer_tls_name, connections_max,
             peer_connections_max, streams_per_connection_max, message_bytes_max, header_bytes_max,
             handshake_timeout, keepalive_interval, keepalive_timeout, lab)
@@ -168,7 +171,7 @@ impl Settings {
             peer_advertise, zone, weight, bootstrap, initial_cluster, restore, insecure_listen, log_format,
             log_level, stop_on_stdin_close, heartbeat_interval, election_timeout_min,
             election_timeout_max, retained_log_bytes, min_free_disk, snapshot_rate, slow_request,
-            otlp_endpoint, calls_max, waits_max, streams_max, tls_cert, tls_key, tls_client_ca,
+            otlp_endpoint, calls_max, overload_control, waits_max, streams_max, tls_cert, tls_key, tls_client_ca,
             peer_tls_cert, peer_tls_key, peer_tls_ca, peer_tls_name, connections_max,
             peer_connections_max, streams_per_connection_max, message_bytes_max, header_bytes_max,
             handshake_timeout, keepalive_interval, keepalive_timeout, lab)

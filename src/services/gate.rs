@@ -1,5 +1,5 @@
 //! The gate that every call of a client passes: it knows what kind of call it is, refuses what is
-//! too much or comes while the node drains, and sees to the deadline.
+//! too much (see `overload.rs`) or comes while the node drains, and sees to the deadline.
 //!
 //! What it refuses was certainly not proposed. With every answer it tells where the leader is.
 
@@ -17,15 +17,20 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::{
+    layers::{code_in, concurrency_limit::Place},
     machine::{COMMAND_BYTES_MAX as REQUEST_BYTES_MAX, refusal},
+    observe::Metrics,
     pb::command::v1::Reason,
+    resilience::concurrency_limit::Ended,
     services::{
         deadline::{self, Deadline},
         leader::LeaderHint,
+        overload::{Class, Overload, OverloadControl},
     },
+    types::Duration,
     wire::status::from_refusal,
 };
 
@@ -46,6 +51,8 @@ pub struct Limits {
     pub streams_max: usize,
     /// How many bytes of a message are decoded at most; above it the call is refused unread.
     pub message_bytes_max: usize,
+    /// Whether less than that is taken where it is already too much.
+    pub overload_control: OverloadControl,
 }
 
 impl Default for Limits {
@@ -55,6 +62,7 @@ impl Default for Limits {
             waits_max: 16_384,
             streams_max: 16_384,
             message_bytes_max: 8 << 20,
+            overload_control: OverloadControl::default(),
         }
     }
 }
@@ -78,11 +86,7 @@ pub(crate) enum Kind {
 impl Kind {
     /// The kind of the call at a path, as `/quorate.kv.v1.KvService/Put`.
     pub(crate) fn of(path: &str) -> Self {
-        let Some((service, method)) =
-            path.strip_prefix("/quorate.").and_then(|path| path.split_once('/'))
-        else {
-            return Self::Foreign;
-        };
+        let Some((service, method)) = parts(path) else { return Self::Foreign };
         match (service, method) {
             ("lab.v1.LabService", _) => Self::Foreign,
             ("lock.v1.LockService", "Acquire") => Self::Wait,
@@ -105,6 +109,11 @@ impl Kind {
     }
 }
 
+/// Service and method of the product's own call at a path, as `kv.v1.KvService` and `Put`.
+fn parts(path: &str) -> Option<(&str, &str)> {
+    path.strip_prefix("/quorate.")?.split_once('/')
+}
+
 /// What the gate gives a handler along with the request.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Call {
@@ -114,6 +123,8 @@ pub(crate) struct Call {
     pub(crate) permit: Option<Arc<OwnedSemaphorePermit>>,
     /// Whether another node passed it on to this one.
     pub(crate) passed_on: bool,
+    /// Whom a handler asks that finds the call to be a list, where somebody judges that.
+    pub(crate) overload: Option<Overload>,
 }
 
 /// In the extensions of a request that another node passed on to this one; nothing that comes by
@@ -126,6 +137,20 @@ impl Call {
     pub(crate) fn of<T>(request: &mut tonic::Request<T>) -> Self {
         request.extensions_mut().remove().unwrap_or_default()
     }
+
+    /// For a call that turns out to read much at once: shed like other lists, or let go on.
+    pub(crate) fn admit_list(&self) -> Result<(), Status> {
+        self.overload.as_ref().map_or(Ok(()), Overload::admit_list)
+    }
+}
+
+/// What a call that was let in holds.
+#[derive(Debug, Default)]
+struct Admitted {
+    /// A place of the fixed limits.
+    permit: Option<Arc<OwnedSemaphorePermit>>,
+    /// A place of the limit that follows the latency.
+    place: Option<Place>,
 }
 
 /// The gate's state.
@@ -135,40 +160,82 @@ pub(crate) struct Gate {
     calls: Arc<Semaphore>,
     waits: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    overload: Option<Overload>,
     message_bytes_max: usize,
     leader: LeaderHint,
+    metrics: Metrics,
 }
 
 impl Gate {
-    pub(crate) fn new(limits: Limits, drain: CancellationToken, leader: LeaderHint) -> Self {
+    pub(crate) fn new(
+        limits: Limits,
+        drain: CancellationToken,
+        leader: LeaderHint,
+        metrics: Metrics,
+    ) -> Self {
         let places = |max: usize| Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
         Self {
             drain,
             calls: places(limits.calls_max),
             waits: places(limits.waits_max),
             streams: places(limits.streams_max),
+            overload: match limits.overload_control {
+                OverloadControl::Adaptive => Some(Overload::new(limits.calls_max, metrics.clone())),
+                OverloadControl::Fixed => None,
+            },
             message_bytes_max: limits.message_bytes_max,
             leader,
+            metrics,
         }
     }
 
-    fn admit(&self, kind: Kind) -> Result<Option<Arc<OwnedSemaphorePermit>>, Status> {
-        let (places, what) = match kind {
-            Kind::Foreign => return Ok(None),
-            Kind::Read | Kind::Change => (&self.calls, "calls"),
-            Kind::Wait => (&self.waits, "calls that wait for a lock"),
-            Kind::Stream => (&self.streams, "streams"),
-        };
+    /// Lets a call in. What another node passed on was let in there, and what does not end by itself
+    /// counts only against the fixed limits.
+    async fn admit(
+        &self,
+        kind: Kind,
+        passed_on: bool,
+        (class, arrival, due): (Class, Instant, Option<Instant>),
+    ) -> Result<Admitted, Status> {
+        if kind == Kind::Foreign {
+            return Ok(Admitted::default());
+        }
         if self.drain.is_cancelled() {
             let sentence = "this node is stopping and takes no more calls: ask another one";
             return Err(from_refusal(refusal(Reason::Draining, sentence)));
         }
+        let overload = self.overload.as_ref().filter(|_| !passed_on);
+        let Some(overload) = overload else {
+            return Ok(Admitted { permit: Some(self.place(kind, class)?), place: None });
+        };
+        overload.admit(class, arrival).await?;
+        if !matches!(kind, Kind::Read | Kind::Change) {
+            return Ok(Admitted { permit: Some(self.place(kind, class)?), place: None });
+        }
+        let enter = overload.enter(class);
+        let place = match due {
+            // It was certainly not begun, which the answer to a deadline could not say.
+            Some(due) => {
+                timeout_at(due, enter).await.unwrap_or_else(|_| Err(deadline::passed()))?
+            }
+            None => enter.await?,
+        };
+        Ok(Admitted { permit: None, place: Some(place) })
+    }
+
+    fn place(&self, kind: Kind, class: Class) -> Result<Arc<OwnedSemaphorePermit>, Status> {
+        let (places, what) = match kind {
+            Kind::Read | Kind::Change | Kind::Foreign => (&self.calls, "calls"),
+            Kind::Wait => (&self.waits, "calls that wait for a lock"),
+            Kind::Stream => (&self.streams, "streams"),
+        };
         let place = Arc::clone(places).try_acquire_owned().map_err(|_| {
+            self.metrics.record_overload_refused(class.name(), "limit");
             let sentence =
                 format!("too many {what} are open at this node: try again, or elsewhere");
             from_refusal(refusal(Reason::Overloaded, sentence))
         })?;
-        Ok(Some(Arc::new(place)))
+        Ok(Arc::new(place))
     }
 }
 
@@ -183,17 +250,22 @@ pub(crate) async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: 
 }
 
 async fn answered(gate: &Gate, kind: Kind, mut request: Request, next: Next) -> Response {
-    let deadline = Deadline::of(request.headers(), kind, deadline::arrival(&request));
+    let arrival = deadline::arrival(&request);
+    let deadline = Deadline::of(request.headers(), kind, arrival);
     if deadline.is_some_and(|deadline| deadline.has_passed()) {
         return answer(deadline::passed());
     }
-    let permit = match gate.admit(kind) {
-        Ok(permit) => permit,
-        Err(status) => return answer(status),
-    };
+    let class =
+        parts(request.uri().path()).map_or(Class::Keys, |(of, method)| Class::of(of, method));
     let handler = deadline.map(|deadline| deadline.handler);
     let passed_on = request.extensions().get::<PassedOn>().is_some();
-    let call = Call { deadline: handler, permit: permit.clone(), passed_on };
+    let Admitted { permit, place } =
+        match gate.admit(kind, passed_on, (class, arrival, handler)).await {
+            Ok(admitted) => admitted,
+            Err(status) => return answer(status),
+        };
+    let overload = gate.overload.clone().filter(|_| !passed_on);
+    let call = Call { deadline: handler, permit: permit.clone(), passed_on, overload };
     request.extensions_mut().insert(call);
     let run = next.run(request);
     let response = match deadline {
@@ -203,10 +275,22 @@ async fn answered(gate: &Gate, kind: Kind, mut request: Request, next: Next) -> 
         None => run.await,
     };
     drop(permit);
+    if let Some(place) = place {
+        let ended = ended(&response, place.age());
+        place.end(ended);
+    }
     if is_too_large_to_decode(&response) {
         answer(too_large(gate.message_bytes_max))
     } else {
         response
+    }
+}
+
+/// What the end of a call tells the limit: how long it took, unless it was refused.
+fn ended(response: &Response, took: Duration) -> Ended {
+    match code_in(response.headers()) {
+        Some(Code::Unavailable | Code::ResourceExhausted) => Ended::Ignored,
+        _ => Ended::Answered(took),
     }
 }
 

@@ -38,9 +38,12 @@ impl KvService for Kv {
         let request = request.into_inner();
         validate_range(&request).map_err(from_refusal)?;
         about(&request.key);
-        let view = view_here!(self.0, &request, &call);
         // One key is read at once; a range may take a while.
         let single = request.range_end.is_empty();
+        if !single {
+            call.admit_list()?;
+        }
+        let view = view_here!(self.0, &request, &call);
         let range = move |view: &View| {
             view.range(&request).map_err(|error| from_store_error(&error))?.map_err(from_refusal)
         };

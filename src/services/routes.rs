@@ -64,7 +64,8 @@ pub fn client_side<P: Peers>(
     elsewhere: Option<Arc<dyn Elsewhere>>,
 ) -> ClientSide {
     let leader = LeaderHint::default();
-    let gate = Arc::new(Gate::new(limits, drain.clone(), leader.clone()));
+    let metrics = node.metrics().clone();
+    let gate = Arc::new(Gate::new(limits, drain.clone(), leader.clone(), metrics));
     let context = Context { node, drain, elsewhere };
     let (reporter, health_service) = tonic_health::server::health_reporter();
 

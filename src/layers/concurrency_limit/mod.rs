@@ -13,4 +13,5 @@ mod tests;
 
 pub use bulkhead::{Bulkhead, BulkheadHandle, BulkheadLayer};
 pub use entry::{ConcurrencyLimitHandle, LIMIT_REACHED, sample_of};
+pub(crate) use entry::{Entry, Place};
 pub use layer::{ConcurrencyLimit, ConcurrencyLimitLayer};

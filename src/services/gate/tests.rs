@@ -64,7 +64,7 @@ async fn call(requests: &SendRequest<Bytes>, path: &str, timeout: &str) -> (Code
 
 fn gate(limits: Limits) -> (Gate, CancellationToken) {
     let drain = CancellationToken::new();
-    (Gate::new(limits, drain.clone(), LeaderHint::default()), drain)
+    (Gate::new(limits, drain.clone(), LeaderHint::default(), Metrics::new()), drain)
 }
 
 async fn hang(_: Request) -> Response {
@@ -109,7 +109,14 @@ async fn a_handler_that_keeps_its_deadline_has_the_last_word() {
 
 #[tokio::test]
 async fn what_is_too_much_is_refused_by_kind() {
+    for control in [OverloadControl::Adaptive, OverloadControl::Fixed] {
+        refuse_by_kind(control).await;
+    }
+}
+
+async fn refuse_by_kind(overload_control: OverloadControl) {
     let limits = Limits { calls_max: 2, waits_max: 1, streams_max: 1, ..Limits::default() };
+    let limits = Limits { overload_control, ..limits };
     let (gate, _drain) = gate(limits);
     let running = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&running);
