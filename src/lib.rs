@@ -35,3 +35,7 @@ pub struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/balancing.md")]
 pub struct Balancing;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/resilience.md")]
+pub struct Resilience;

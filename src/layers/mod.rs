@@ -27,15 +27,23 @@ mod tried;
 
 use std::{future::Future, pin::Pin};
 
+pub use circuit_breaker::{CircuitBreaker, CircuitBreakerHandle, CircuitBreakerLayer};
 pub use clock::Clock;
+pub use concurrency_limit::{
+    Bulkhead, BulkheadHandle, BulkheadLayer, ConcurrencyLimit, ConcurrencyLimitHandle,
+    ConcurrencyLimitLayer,
+};
 pub use deadline::{Deadline, DeadlineLayer, Due, ServerDeadline, ServerDeadlineLayer, timeout_in};
 pub use fallback::{Fallback, FallbackLayer};
 pub use hedge::{Hedge, HedgeLayer};
+pub use load_shed::{LoadShed, LoadShedHandle, LoadShedLayer};
 pub use not_sent::NotSent;
 pub use outcome::{Outcome, code_in, is_failure, observe};
+pub use rate_limit::{RateLimit, RateLimitLayer};
 pub use refusal::REFUSAL_DOMAIN;
 pub use repeatable::Repeatable;
 pub use retry::{Retry, RetryLayer};
+pub use scope::Scope;
 pub use tried::Tried;
 
 /// An error of anything.

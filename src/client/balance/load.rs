@@ -170,12 +170,14 @@ impl Load {
 }
 
 /// A call under way. Dropping it without an end is a cancellation, which says nothing about the
-/// endpoint.
+/// endpoint but that an answer would have taken longer.
 #[derive(Debug)]
 pub(super) struct Call {
     load: Arc<Load>,
     clock: Clock,
     started: Instant,
+    /// Whether its answer has begun, or it ended without one.
+    settled: bool,
 }
 
 /// What an answer that failed counts as, at least: failing fast must not look like being fast.
@@ -187,13 +189,14 @@ impl Call {
         load.picks.fetch_add(1, Ordering::Relaxed);
         raise(&load.asked);
         let started = clock.now();
-        Self { load, clock, started }
+        Self { load, clock, started, settled: false }
     }
 
     /// The answer has begun.
     pub(super) fn answered(&mut self) {
         let now = self.clock.now();
         let took = now.since(self.started);
+        self.settled = true;
         raise(&self.load.spoke);
         self.load.answered(took);
         self.load.latency.observe(took, now);
@@ -208,7 +211,8 @@ impl Call {
     }
 
     /// The call is over.
-    pub(super) fn ended(self, failed: bool) {
+    pub(super) fn ended(mut self, failed: bool) {
+        self.settled = true;
         let load = &self.load;
         let now = self.clock.now();
         let counter = if failed { &load.failures } else { &load.successes };
@@ -249,5 +253,48 @@ impl std::error::Error for Breakage {
 impl Drop for Call {
     fn drop(&mut self) {
         self.load.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if self.settled {
+            return;
+        }
+        // Given up without an answer, as by a hedge that another one won: it would have taken longer
+        // than that. What was given up early tells nothing.
+        let now = self.clock.now();
+        let waited = now.since(self.started);
+        if waited > self.load.latency.cost(now) {
+            self.load.latency.observe(waited, now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_given_up_without_an_answer_would_have_taken_longer() {
+        let clock = Clock::start();
+        let load = Arc::new(Load::new(Arc::default(), Arc::default(), clock.now()));
+        let call = || Call::start(Arc::clone(&load), clock);
+        let after = async |millis| tokio::time::advance(Duration::from_millis(millis)).await;
+        let mut answered = call();
+        after(10).await;
+        answered.answered();
+        answered.ended(false);
+        let millis = || load.latency(clock.now()).as_millis();
+        assert_eq!(millis(), 10);
+
+        let given_up = call();
+        after(400).await;
+        drop(given_up);
+        assert_eq!((millis(), load.failures()), (400, 0), "slow, and no failure");
+        drop(call());
+        assert_eq!(millis(), 400, "what is given up at once tells nothing");
+
+        let mut streaming = call();
+        streaming.answered();
+        after(5_000).await;
+        drop(streaming);
+        assert!(millis() < 400, "its answer had begun");
+        assert_eq!(load.in_flight(), 0);
     }
 }
