@@ -63,7 +63,7 @@ async fn once(breaks: bool) -> (Seen, Vec<f64>) {
     let open =
         backoff::Config { max: Duration::from_secs(2), ..circuit_breaker::Config::default().open };
     let config = circuit_breaker::Config { open, ..circuit_breaker::Config::default() };
-    let breaker = CircuitBreakerLayer::new(config.validate().expect("the figures work"));
+    let breaker = CircuitBreakerLayer::new(config.validate().expect("the figures work")).seed(1);
     let seen = Seen::new();
     let request = || Request::new(Body::empty());
     let plays = server.clone();

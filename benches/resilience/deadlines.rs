@@ -35,7 +35,7 @@ pub(crate) fn run() -> String {
     for (name, passed_on) in [("not passed on", false), ("passed on", true)] {
         let (good, useful, wasted) = virtually(|| once(passed_on, samples));
         let rate = good.iter().sum::<f64>() / samples as f64;
-        let sum = |counts: &[f64]| counts.iter().sum::<f64>();
+        let sum = |counts: &[f64]| counts.iter().fold(0.0, |sum, count| sum + count);
         let share = 100.0 * sum(&wasted) / (sum(&useful) + sum(&wasted));
         println!("| {name} | {rate:.0} | {share:.0} % |");
         let a_second = |counts: Vec<f64>| -> Vec<f64> {
@@ -60,13 +60,12 @@ async fn once(passed_on: bool, samples: usize) -> (Vec<f64>, Vec<f64>, Vec<f64>)
     let unbounded = unbounded.validate().expect("the figures work");
     let server = Server::heeding_deadlines(4, Duration::from_millis(20));
     let back = if passed_on {
-        boxed(ServerDeadlineLayer::new(unbounded.clone()).layer(server.clone()))
+        boxed(ServerDeadlineLayer::new(unbounded).layer(server.clone()))
     } else {
         boxed(server.clone())
     };
     let back = wire(back);
-    let to_back =
-        if passed_on { boxed(DeadlineLayer::new(unbounded.clone()).layer(back)) } else { back };
+    let to_back = if passed_on { boxed(DeadlineLayer::new(unbounded).layer(back)) } else { back };
     let front = service_fn(move |_: Request<Body>| {
         let to_back = to_back.clone();
         async move {

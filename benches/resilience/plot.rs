@@ -124,14 +124,15 @@ impl Plot<'_> {
             left + PANEL_WIDTH / 2.0,
             bottom + 34.0
         );
-        for (moment, word) in self.marks {
+        // Each a line lower, so that words do not stand in each other.
+        for (place, (moment, word)) in self.marks.iter().enumerate() {
             let x = left + PANEL_WIDTH * moment / self.seconds;
             let _ = writeln!(
                 svg,
                 "<path d=\"M{x:.1} {TOP}v{PANEL_HEIGHT}\" stroke=\"{INK}\" \
                  stroke-dasharray=\"3 3\"/><text x=\"{:.1}\" y=\"{}\" font-size=\"11\">{word}</text>",
                 x + 4.0,
-                TOP + 11.0
+                TOP + 11.0 + 12.0 * place as f64
             );
         }
     }
