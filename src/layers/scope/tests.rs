@@ -332,6 +332,7 @@ async fn nothing_begins_in_a_scope_that_is_cancelled_or_joined() {
     assert_eq!((outcome.counts.not_started, outcome.failure.is_none()), (2, true));
     let third = handle.spawn("after join", async {});
     let fourth = child.handle().child().spawn("below", async {});
+    assert_eq!(handle.running(), 0, "not even for a moment");
     let refused = (first.await, second.await, third.await, fourth.await);
     assert_eq!((refused, handle.running()), ((None, None, None, None), 0));
 }
