@@ -1,5 +1,5 @@
 //! Many callers and a semaphore: what its permits for each core do to throughput, to the time that a
-//! job takes once it was let in, and to an answer over a socket beside it.
+//! job takes once it was let in, and to a timer of another task beside it.
 
 use std::{
     sync::Arc,
@@ -75,8 +75,8 @@ struct Run {
     job_p99: f64,
     /// From the wish for a permit to the end.
     all_p50: f64,
-    /// Of an answer over a socket beside all that.
-    turn_p99: f64,
+    /// How late a timer of another task was.
+    late_p99: f64,
 }
 
 pub(crate) fn measure(options: &Options, work: Work) {
@@ -85,7 +85,7 @@ pub(crate) fn measure(options: &Options, work: Work) {
         println!("\nPermits for each core, {CALLERS} callers, a job is {name}:\n");
         println!(
             "| permits a core | jobs/s | job p50, ms | job p99, ms | with its wait p50, ms | \
-             answer p99, ms |"
+             timer late p99, ms |"
         );
         println!("|--:|--:|--:|--:|--:|--:|");
         let (mut rate, mut time) = (Vec::new(), Vec::new());
@@ -99,7 +99,7 @@ pub(crate) fn measure(options: &Options, work: Work) {
                 "| {permits} | {per_second:.0} | {:.2} | {job_p99:.2} | {:.1} | {:.2} |",
                 of(|run| run.job_p50),
                 of(|run| run.all_p50),
-                of(|run| run.turn_p99)
+                of(|run| run.late_p99)
             );
             rate.push((permits, per_second));
             time.push((permits, job_p99.max(0.001)));
@@ -145,14 +145,14 @@ fn run(permits: usize, job: Job, work: Work) -> Run {
             jobs.saturating_record(job.as_nanos() as u64);
             all.saturating_record(whole.as_nanos() as u64);
         }
-        let turns = probe.stop().await;
+        let seen = probe.stop().await;
         let millis = |of: &Histogram<u64>, quantile| of.value_at_quantile(quantile) as f64 / 1e6;
         Run {
             per_second: jobs.len() as f64 / elapsed.as_secs_f64(),
             job_p50: millis(&jobs, 0.5),
             job_p99: millis(&jobs, 0.99),
             all_p50: millis(&all, 0.5),
-            turn_p99: millis(&turns, 0.99),
+            late_p99: millis(&seen.late, 0.99),
         }
     });
     runtime.shutdown_background();

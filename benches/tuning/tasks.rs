@@ -1,5 +1,5 @@
-//! Many tasks: what each takes in memory, what spawning takes, and how long an answer over a
-//! socket takes beside them while they wait, tick or work.
+//! Many tasks: what each takes in memory, what spawning takes, and how long another task waits
+//! for an answer and for a timer beside them while they wait, tick or work.
 
 use std::{
     alloc::System,
@@ -60,8 +60,10 @@ impl Kind {
 struct Run {
     spawned_nanos: f64,
     bytes_each: f64,
-    turn_p50: f64,
-    turn_p99: f64,
+    answer_p50: f64,
+    answer_p99: f64,
+    late_p50: f64,
+    late_p99: f64,
     slices: f64,
 }
 
@@ -70,9 +72,9 @@ pub(crate) fn measure(options: &Options, work: Work) {
     for (kind, name) in Kind::ALL {
         println!("\nTasks, all {name}:\n");
         println!(
-            "| tasks | to spawn each, ns | memory of each, bytes | answer p50, µs | answer p99, µs | work done, % of a processor |"
+            "| tasks | to spawn each, ns | memory of each, bytes | answer p50, µs | answer p99, µs | timer late p50, ms | timer late p99, ms | work done, % of a processor |"
         );
-        println!("|--:|--:|--:|--:|--:|--:|");
+        println!("|--:|--:|--:|--:|--:|--:|--:|--:|");
         let mut curve = Vec::new();
         for count in COUNTS {
             if count > BUSY_MAX && matches!(kind, Kind::Busy) {
@@ -80,23 +82,25 @@ pub(crate) fn measure(options: &Options, work: Work) {
             }
             let runs: Vec<_> = (0..options.rounds).map(|_| run(count, kind, work)).collect();
             let of = |figure: fn(&Run) -> f64| median(runs.iter().map(figure).collect());
-            let (p50, p99) = (of(|run| run.turn_p50), of(|run| run.turn_p99));
+            let (p50, p99) = (of(|run| run.answer_p50), of(|run| run.answer_p99));
             let memory = of(|run| run.bytes_each).round().to_string();
             let memory = if count < MEMORY_TOLD_FROM { "" } else { &memory };
             println!(
-                "| {count} | {:.0} | {memory} | {} | {} | {:.0} |",
+                "| {count} | {:.0} | {memory} | {} | {} | {:.1} | {:.1} | {:.0} |",
                 of(|run| run.spawned_nanos),
                 answer(p50),
                 answer(p99),
+                of(|run| run.late_p50),
+                of(|run| run.late_p99),
                 of(|run| run.slices) * SLICE / RUN.as_secs_f64() / 1e4
             );
-            curve.push((count as f64, p99));
+            curve.push((count as f64, of(|run| run.late_p99)));
         }
         turns.push(Curve { name: name.to_owned(), points: curve });
     }
     options.plot("tasks", || {
-        let title = "An answer over a socket, p99".to_owned();
-        let panel = Panel { title, unit: "µs", logarithmic: true, curves: turns };
+        let title = "A timer of another task late, p99".to_owned();
+        let panel = Panel { title, unit: "ms", logarithmic: true, curves: turns };
         plot::draw("Scheduling by number of tasks", "tasks", &[panel])
     });
 }
@@ -152,12 +156,20 @@ fn run(count: usize, kind: Kind, work: Work) -> Run {
         sleep(RUN).await;
         let slices = (slices.load(Relaxed) - slices_before) as f64;
         stop.store(true, Relaxed);
-        let turns = probe.stop().await;
+        let seen = probe.stop().await;
         end.close();
         tasks.join_all().await;
-        let micros = |quantile| turns.value_at_quantile(quantile) as f64 / 1e3;
-        let (turn_p50, turn_p99) = (micros(0.5), micros(0.99));
-        Run { spawned_nanos, bytes_each, turn_p50, turn_p99, slices }
+        let micros = |quantile| seen.answers.value_at_quantile(quantile) as f64 / 1e3;
+        let millis = |quantile| seen.late.value_at_quantile(quantile) as f64 / 1e6;
+        Run {
+            spawned_nanos,
+            bytes_each,
+            answer_p50: micros(0.5),
+            answer_p99: micros(0.99),
+            late_p50: millis(0.5),
+            late_p99: millis(0.99),
+            slices,
+        }
     });
     runtime.shutdown_background();
     ran

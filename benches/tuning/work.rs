@@ -67,12 +67,20 @@ pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("the bounds are valid")
 }
 
-/// Asks a thread for an answer over a socket again and again, as every call over a network does, and
-/// notes how long each took to be read, in nanoseconds: the thread's share of that is small, the rest
-/// is the runtime's.
+/// Another task in the runtime. It waits for a timer, and then for an answer over a socket, again and
+/// again. The answer is a thread's: where the tasks keep every core busy, that thread waits for the
+/// operating system too, and only the timer tells of the runtime alone.
 pub(crate) struct Probe {
     stop: Arc<AtomicBool>,
-    running: JoinHandle<Histogram<u64>>,
+    running: JoinHandle<Seen>,
+}
+
+/// What the probe saw, in nanoseconds.
+pub(crate) struct Seen {
+    /// From asking to having read the answer.
+    pub(crate) answers: Histogram<u64>,
+    /// How late the timer came. tokio's are up to a millisecond late by themselves.
+    pub(crate) late: Histogram<u64>,
 }
 
 impl Probe {
@@ -87,20 +95,22 @@ impl Probe {
         let stop = Arc::new(AtomicBool::new(false));
         let until = Arc::clone(&stop);
         let running = tokio::spawn(async move {
-            let (mut turns, mut byte) = (histogram(), [0]);
+            let (mut seen, mut byte) = (Seen { answers: histogram(), late: histogram() }, [0]);
             while !until.load(Relaxed) {
+                let due = Instant::now() + PROBE_INTERVAL;
                 sleep(PROBE_INTERVAL).await;
+                seen.late.saturating_record(due.elapsed().as_nanos() as u64);
                 let asked = Instant::now();
                 ours.write_all(&byte).await.expect("it is read");
                 ours.read_exact(&mut byte).await.expect("it is answered");
-                turns.saturating_record(asked.elapsed().as_nanos() as u64);
+                seen.answers.saturating_record(asked.elapsed().as_nanos() as u64);
             }
-            turns
+            seen
         });
         Self { stop, running }
     }
 
-    pub(crate) async fn stop(self) -> Histogram<u64> {
+    pub(crate) async fn stop(self) -> Seen {
         self.stop.store(true, Relaxed);
         self.running.await.expect("it does not panic")
     }
