@@ -2,8 +2,9 @@
 //!
 //! Read from the headers of an answer without a body, and from errors; an answer whose body has begun
 //! is committed, as in gRPC's proposal A6. UNAVAILABLE and RESOURCE_EXHAUSTED mean certainly not done
-//! where they say so, by the details that this house writes or by an invitation to come back. Nothing
-//! here decides.
+//! where a layer of this process gave them. Details that came over the wire may be those of somebody
+//! further on, so they count only where the caller trusts the other side not to pass such on; and an
+//! invitation to come back tells when, not that nothing was done. Nothing here decides.
 
 use std::{error::Error, fmt};
 
@@ -11,7 +12,7 @@ use http::{HeaderMap, Response};
 use tonic::{Code, ConnectError, Status, TimeoutExpired, body::Body};
 use tonic_types::StatusExt as _;
 
-use super::{BoxError, NotSent, REFUSAL_DOMAIN, code_in};
+use super::{BoxError, NotSent, REFUSAL_DOMAIN, code_in, refusal::RefusedHere};
 use crate::{
     pb::command::v1::Reason,
     resilience::retry::Asked,
@@ -34,39 +35,40 @@ pub(super) struct Failure {
 impl Failure {
     /// What an attempt came to; `None` where that is settled: it succeeded, its answer has begun, or
     /// it failed in a way that another attempt would not mend.
-    pub(super) fn of(answered: &Result<Response<Body>, BoxError>) -> Option<Self> {
+    pub(super) fn of(
+        answered: &Result<Response<Body>, BoxError>,
+        trusts_details: bool,
+    ) -> Option<Self> {
         match answered {
-            Ok(response) => Self::in_headers(response.headers()),
+            Ok(response) => Self::in_answer(response, trusts_details),
             Err(error) => Self::in_error(&**error),
         }
     }
 
-    fn in_headers(headers: &HeaderMap) -> Option<Self> {
+    fn in_answer(response: &Response<Body>, trusts_details: bool) -> Option<Self> {
+        let headers = response.headers();
         let code = code_in(headers)?;
         if !matches!(code, Code::Unavailable | Code::ResourceExhausted | Code::Unknown) {
             return None;
         }
         let status = Status::from_header_map(headers)?;
         let (asked, reason) = (asked(headers, &status), reason(&status));
-        let info = status.get_details_error_info();
-        let by_layer = info.is_some_and(|info| info.domain == REFUSAL_DOMAIN);
-        let says_so = match reason {
+        let here = response.extensions().get::<RefusedHere>().is_some();
+        let says_so = || match reason {
             Some(reason) => !is_outcome_unknown(reason) || reason == Reason::Unspecified,
-            None => by_layer || matches!(asked, Asked::After(_)),
-        };
-        match code {
-            Code::Unavailable => Some(Self { code, not_done: says_so, asked }),
-            // Without a word on it, such as for a message that is too large, it stays so.
-            Code::ResourceExhausted => {
-                let comes_back = by_layer || (says_so && asked != Asked::Nothing);
-                comes_back.then_some(Self { code, not_done: true, asked })
+            None => {
+                let info = status.get_details_error_info();
+                info.is_some_and(|info| info.domain == REFUSAL_DOMAIN)
             }
-            _ => (reason == Some(Reason::OutcomeUnknown)).then_some(Self {
-                code,
-                not_done: false,
-                asked,
-            }),
-        }
+        };
+        let failure = Self { code, not_done: here || (trusts_details && says_so()), asked };
+        let may_pass = match code {
+            Code::Unavailable => true,
+            // Without a word on it, such as for a message that is too large, it stays so.
+            Code::ResourceExhausted => failure.not_done || asked != Asked::Nothing,
+            _ => reason == Some(Reason::OutcomeUnknown),
+        };
+        may_pass.then_some(failure)
     }
 
     fn in_error(error: &(dyn Error + 'static)) -> Option<Self> {
@@ -121,14 +123,14 @@ mod tests {
     use tonic_types::ErrorDetails;
 
     use super::*;
-    use crate::{machine::refusal, wire::status::from_refusal};
+    use crate::{layers::refusal::Refusal, machine::refusal, wire::status::from_refusal};
 
     fn of(status: Status) -> Option<Failure> {
-        Failure::of(&Ok(status.into_http()))
+        Failure::of(&Ok(status.into_http()), true)
     }
 
     fn of_error(error: impl Into<BoxError>) -> Option<Failure> {
-        Failure::of(&Err(error.into()))
+        Failure::of(&Err(error.into()), false)
     }
 
     fn pushed_back(code: Code, text: &'static str) -> Option<Failure> {
@@ -151,6 +153,22 @@ mod tests {
     }
 
     #[test]
+    fn what_came_over_the_wire_is_believed_only_where_the_caller_says_so() {
+        let told = from_refusal(refusal(Reason::NotLeader, "of a service further on"));
+        let doubted = Failure::of(&Ok(told.into_http()), false).expect("it passes");
+        assert!(!doubted.not_done && matches!(doubted.asked, Asked::After(_)), "{doubted:?}");
+        let here = Refusal {
+            code: Code::Unavailable,
+            reason: "FULL",
+            message: "no place is free".to_owned(),
+            retry_after: None,
+            facts: Default::default(),
+        };
+        let refused = Failure::of(&Ok(here.into_response()), false).expect("it passes");
+        assert!(refused.not_done, "nothing left this process");
+    }
+
+    #[test]
     fn what_a_layer_refused_was_not_done() {
         for code in [Code::Unavailable, Code::ResourceExhausted] {
             let details = ErrorDetails::with_error_info("FULL", REFUSAL_DOMAIN, []);
@@ -161,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_answer_is_doubtful_unless_it_invites_back() {
+    fn what_others_answer_is_doubtful_also_where_it_invites_back() {
         let plain = of(Status::unavailable("a proxy")).expect("it passes");
         assert!(!plain.not_done && plain.asked == Asked::Nothing);
         assert_eq!(of(Status::resource_exhausted("too large")), None);
@@ -171,7 +189,7 @@ mod tests {
         let details = ErrorDetails::with_retry_info(Some(delay));
         let status = Status::with_error_details(Code::ResourceExhausted, "busy", details);
         let expected =
-            Failure { code: Code::ResourceExhausted, not_done: true, asked: Asked::After(delay) };
+            Failure { code: Code::ResourceExhausted, not_done: false, asked: Asked::After(delay) };
         assert_eq!(of(status), Some(expected));
     }
 
@@ -179,7 +197,7 @@ mod tests {
     fn a_push_back_is_obeyed_and_a_negative_one_says_never() {
         let after = Asked::After(Duration::from_millis(250));
         let failure = pushed_back(Code::Unavailable, "250").expect("it passes");
-        assert_eq!((failure.asked, failure.not_done), (after, true));
+        assert_eq!((failure.asked, failure.not_done), (after, false));
         for never in ["-1", "soon", "", "99999999999999999999999"] {
             let failure = pushed_back(Code::Unavailable, never).expect("it is told");
             assert_eq!((failure.asked, failure.not_done), (Asked::Never, false), "{never:?}");
@@ -189,7 +207,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_has_begun_is_committed() {
-        assert_eq!(Failure::of(&Ok(Response::new(Body::empty()))), None);
+        assert_eq!(Failure::of(&Ok(Response::new(Body::empty())), true), None);
     }
 
     #[test]

@@ -11,6 +11,11 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 /// those knows all of their reasons.
 pub const REFUSAL_DOMAIN: &str = "quorate.layers";
 
+/// In the extensions of an answer: a layer of this process gave it before anything was sent. Details
+/// that came over the wire may be those of somebody further on, passed on by the other side.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RefusedHere;
+
 /// A refusal in the making.
 #[derive(Debug)]
 pub(super) struct Refusal {
@@ -32,6 +37,9 @@ impl Refusal {
         if let Some(delay) = self.retry_after {
             details.set_retry_info(Some(delay));
         }
-        Status::with_error_details(self.code, self.message, details).into_http()
+        let status = Status::with_error_details(self.code, self.message, details);
+        let mut response = status.into_http();
+        response.extensions_mut().insert(RefusedHere);
+        response
     }
 }

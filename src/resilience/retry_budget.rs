@@ -53,7 +53,7 @@ impl Default for Tokens {
 /// Finagle's budget. It bounds what retries add to the load.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Share {
-    /// How many retries a call pays for; 0 to 10. Default 0.2: a fifth more load at most.
+    /// How many retries a call pays for; 0, or 0.001 to 10. Default 0.2: a fifth more load at most.
     pub ratio: f64,
     /// How many retries a second there are whatever the load is; 0 to 1,000,000. All of a window's
     /// may be made at once. Default 10.
@@ -87,7 +87,8 @@ impl Config {
                 ConfigError::range(ratios.contains(&ratio), "ratio", "0.001 to the maximum")?;
             }
             Self::Share(Share { ratio, per_second_min, window }) => {
-                ConfigError::range((0.0..=10.0).contains(&ratio), "ratio", "0 to 10")?;
+                let ratios = ratio == 0.0 || (0.001..=10.0).contains(&ratio);
+                ConfigError::range(ratios, "ratio", "0, or 0.001 to 10")?;
                 let least = per_second_min <= 1_000_000;
                 ConfigError::range(least, "per_second_min", "0 to 1,000,000")?;
                 let windows = Duration::from_secs(1)..=Duration::from_secs(60);

@@ -210,6 +210,11 @@ impl Call {
         Box::new(Breakage(error))
     }
 
+    /// The request never left: its wait says nothing.
+    pub(super) fn not_sent(mut self) {
+        self.settled = true;
+    }
+
     /// The call is over.
     pub(super) fn ended(mut self, failed: bool) {
         self.settled = true;

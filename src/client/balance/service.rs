@@ -389,7 +389,10 @@ impl Picked {
         let mut response = match answered {
             Ok(response) => response,
             // It says nothing of the endpoint but that its connection is gone.
-            Err(not_sent @ CallError::NotSent(..)) => return Err(not_sent),
+            Err(not_sent @ CallError::NotSent(..)) => {
+                call.not_sent();
+                return Err(not_sent);
+            }
             Err(CallError::Broken(error)) => return Err(CallError::Broken(call.broke(error))),
         };
         call.answered();

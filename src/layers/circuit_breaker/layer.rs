@@ -18,11 +18,11 @@ use tower::{Layer, Service};
 use crate::{
     host,
     layers::{
-        BoxError, BoxFuture, Clock, Outcome,
+        BoxError, BoxFuture, Clock, Due, Outcome,
         circuit_breaker::CircuitBreakerHandle,
         keyed::{Idle, KEYS_MAX, KeyOf, Keyed},
         observe,
-        refusal::Refusal,
+        refusal::{Refusal, RefusedHere},
     },
     resilience::circuit_breaker::{
         Breaker, Permit, Reason, Refused, State, Transition, ValidConfig, Verdict, Why,
@@ -326,10 +326,17 @@ where
                 return Box::pin(std::future::ready(Ok(response)));
             }
         };
-        let call = Call { circuit, shared: Arc::clone(&self.shared), permit: Some(permit) };
+        let due = request.extensions().get::<Due>().copied();
+        let shared = Arc::clone(&self.shared);
+        let call = Call { circuit, shared, permit: Some(permit), due };
         let answer = self.inner.call(request);
         Box::pin(async move {
             match answer.await {
+                // A layer further in, such as a limit, says nothing of the other side.
+                Ok(response) if response.extensions().get::<RefusedHere>().is_some() => {
+                    call.end(Outcome::Cancelled);
+                    Ok(response)
+                }
                 Ok(response) => Ok(observe(response, move |outcome| call.end(outcome))),
                 Err(error) => {
                     call.end(Outcome::Broken);
@@ -347,11 +354,13 @@ impl<S> fmt::Debug for CircuitBreaker<S> {
     }
 }
 
-/// A call under way. Dropped before its end it was given up.
+/// A call under way. Dropped before its answer it was given up, or ended by its deadline.
 struct Call {
     circuit: Arc<Circuit>,
     shared: Arc<Shared>,
     permit: Option<Permit>,
+    /// Whoever ends it at its deadline drops it, and never says why.
+    due: Option<Due>,
 }
 
 impl Call {
@@ -369,6 +378,11 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        self.record(Outcome::Cancelled);
+        let late = self.due.is_some_and(|due| due.left().is_zero());
+        self.record(if late {
+            Outcome::Status(Code::DeadlineExceeded)
+        } else {
+            Outcome::Cancelled
+        });
     }
 }

@@ -21,11 +21,13 @@ use tower::{Layer as _, Service as _, ServiceExt as _, util::BoxCloneService};
 
 use super::*;
 use crate::{
-    layers::{BoxError, Outcome, rate_limit::RateLimitLayer, refusal::REFUSAL_DOMAIN},
+    layers::{
+        BoxError, DeadlineLayer, Outcome, rate_limit::RateLimitLayer, refusal::REFUSAL_DOMAIN,
+    },
     resilience::{
         backoff,
         circuit_breaker::{Config, State, Verdict},
-        rate_limit,
+        deadline, rate_limit,
     },
 };
 
@@ -341,4 +343,37 @@ async fn it_stands_between_a_tonic_client_and_a_tonic_server() {
     assert_eq!((passed, stats.successes, stats.failures, stats.refused), (2, 2, 2, 1));
     assert!(layer.handle().key("/grpc.health.v1.Health/Check").is_some());
     serving.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_its_deadline_ends_counts_as_a_failure() {
+    let layer = layer();
+    let (client, says) = client(&layer);
+    *says.lock().unwrap() = Answer::Never;
+    let limit = deadline::Config { default: Some(Duration::from_millis(20)), ..Default::default() };
+    let mut stack = DeadlineLayer::new(limit.validate().unwrap()).layer(client);
+    for _ in 0..2 {
+        let answer = stack.ready().await.unwrap().call(Request::new(Body::empty())).await.unwrap();
+        let status = Status::from_header_map(answer.headers()).unwrap();
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+    }
+    assert_ne!(layer.handle().state(), State::Closed, "two in a row");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_layer_further_in_refuses_says_nothing_of_the_other_side() {
+    let layer = layer();
+    let one = rate_limit::Config { rate: 1, burst: 1, ..rate_limit::Config::default() };
+    let limit = RateLimitLayer::new(one.validate().unwrap());
+    let inside = tower::service_fn(async |_: Request<Body>| {
+        Ok::<_, BoxError>(Status::ok("").into_http::<Body>())
+    });
+    let mut stack = layer.layer(limit.layer(inside));
+    let mut refused = 0;
+    for _ in 0..10 {
+        let answer = stack.ready().await.unwrap().call(Request::new(Body::empty())).await.unwrap();
+        let status = Status::from_header_map(answer.headers()).unwrap();
+        refused += u32::from(status.code() == Code::ResourceExhausted);
+    }
+    assert_eq!((refused, layer.handle().state()), (9, State::Closed));
 }

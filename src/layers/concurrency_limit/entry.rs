@@ -21,7 +21,7 @@ use tokio::{
 use tonic::{Code, body::Body};
 
 use crate::{
-    layers::{Clock, Outcome, keyed::Idle, refusal::Refusal},
+    layers::{Clock, Due, Outcome, keyed::Idle, refusal::Refusal},
     resilience::concurrency_limit::{
         Admission, Ended, Limiter, Next, Permit, Stats, Ticket, ValidConfig,
     },
@@ -285,18 +285,25 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// One call under way. Dropped, it ends as one that says nothing.
+/// One call under way. Dropped, it ends as one that says nothing, or as overload once it is due.
 #[derive(Debug)]
 pub(crate) struct Place {
     entry: Arc<Entry>,
     /// Taken when it was given back.
     permit: Option<Permit>,
     since: TokioInstant,
+    due: Option<Due>,
 }
 
 impl Place {
     fn new(entry: Arc<Entry>, permit: Permit) -> Self {
-        Self { entry, permit: Some(permit), since: TokioInstant::now() }
+        Self { entry, permit: Some(permit), since: TokioInstant::now(), due: None }
+    }
+
+    /// When its answer is due: whoever ends it then drops it, and never says why.
+    pub(crate) const fn answer_due(mut self, due: Option<Due>) -> Self {
+        self.due = due;
+        self
     }
 
     /// How long it is under way.
@@ -315,7 +322,8 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some(permit) = self.permit.take() {
-            self.entry.finish(permit, Ended::Ignored);
+            let late = self.due.is_some_and(|due| due.left().is_zero());
+            self.entry.finish(permit, if late { Ended::Dropped } else { Ended::Ignored });
         }
     }
 }

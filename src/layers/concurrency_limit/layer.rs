@@ -16,7 +16,7 @@ use tower::{Layer, Service};
 
 use super::entry::{ConcurrencyLimitHandle, Delays, Entry, sample_of};
 use crate::{
-    layers::{BoxError, BoxFuture, Clock, observe},
+    layers::{BoxError, BoxFuture, Clock, Due, observe},
     resilience::concurrency_limit::ValidConfig,
     types::Duration,
 };
@@ -154,8 +154,9 @@ pub(super) async fn through<S>(
 where
     S: Service<Request<Body>, Response = Response<Body>>,
 {
+    let due = request.extensions().get::<Due>().copied();
     let place = match entry.enter(class).await {
-        Ok(place) => place,
+        Ok(place) => place.answer_due(due),
         Err(why) => return Ok(entry.answer(why)),
     };
     // Dropped on an error: that says nothing about load.

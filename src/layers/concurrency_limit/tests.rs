@@ -23,9 +23,12 @@ use tower::{Layer as _, Service, ServiceExt as _, service_fn};
 
 use super::*;
 use crate::{
-    layers::{Outcome, code_in},
-    resilience::concurrency_limit::{
-        Aimd, Algorithm, CLASSES, Config, Ended, Gradient2, Stats, ValidConfig, Vegas,
+    layers::{DeadlineLayer, Outcome, code_in},
+    resilience::{
+        concurrency_limit::{
+            Aimd, Algorithm, CLASSES, Config, Ended, Gradient2, Stats, ValidConfig, Vegas,
+        },
+        deadline,
     },
     types::Duration,
 };
@@ -413,4 +416,27 @@ async fn the_less_important_leave_room_for_the_others() {
     assert_eq!(layer.handle().stats().in_flight, 2);
     backend.end(2).await;
     assert_eq!((code(list).await, code(session).await), (Code::Ok, Code::Ok));
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_their_deadline_ends_count_as_overload() {
+    let config = Config {
+        algorithm: Algorithm::Aimd(Aimd::default()),
+        initial: 20,
+        window: Duration::ZERO,
+        window_samples: 1,
+        ..Config::default()
+    };
+    let layer = ConcurrencyLimitLayer::new(valid(config));
+    let silent = service_fn(async |_: Request<Body>| {
+        std::future::pending::<Result<Response<Body>, Infallible>>().await
+    });
+    let late = deadline::Config { default: Some(ms(20)), ..deadline::Config::default() };
+    let stack = DeadlineLayer::new(late.validate().expect("it works")).layer(layer.layer(silent));
+    for _ in 0..5 {
+        let answer = stack.clone().oneshot(Request::new(Body::empty())).await;
+        let Ok(answer) = answer;
+        assert_eq!(code_in(answer.headers()), Some(Code::DeadlineExceeded));
+    }
+    assert!(layer.handle().stats().limit < 20, "{:?}", layer.handle().stats());
 }

@@ -49,7 +49,14 @@ pub(super) async fn run<E>(
     let mut timer = Box::pin(sleep_until(due.instant()));
     let response = tokio::select! {
         biased;
-        answered = call => answered?,
+        answered = call => match answered {
+            // A transport that keeps the same deadline has another word for it: tonic's is CANCELLED.
+            Err(_) if side == Side::Client && due.left().is_zero() => {
+                counters.expired.fetch_add(1, Relaxed);
+                return Ok(late(side).into_http());
+            }
+            answered => answered?,
+        },
         () = &mut timer => {
             counters.expired.fetch_add(1, Relaxed);
             tracing::debug!(?side, "a call got no answer by its deadline");

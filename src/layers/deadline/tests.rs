@@ -306,3 +306,15 @@ async fn inside_of_tonic_a_late_answer_is_never_cancelled() {
     }
     assert_eq!(layer.stats().expired + layer.stats().refused, 100);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_transport_that_keeps_the_deadline_too_has_no_other_word_for_it() {
+    let layer = DeadlineLayer::new(config(20));
+    let transport = service_fn(async |_: Request<Body>| {
+        sleep_until(Instant::now() + millis(20)).await;
+        Err::<Response<Body>, Status>(Status::cancelled("Timeout expired"))
+    });
+    let answer = layer.layer(transport).oneshot(request("")).await.expect("an answer");
+    assert_eq!(code_in(answer.headers()), Some(Code::DeadlineExceeded));
+    assert_eq!(layer.stats().expired, 1);
+}

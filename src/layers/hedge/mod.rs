@@ -238,6 +238,8 @@ where
     let first: BoxFuture<Answered> = Box::pin(async move { first.await.map_err(Into::into) });
     let mut running = vec![Running { copy: 1, since: now, call: first }];
     let mut race = layer.hedge.start(now);
+    // The first copy that may have been carried out, whatever the later ones say of themselves.
+    let mut doubtful = None;
     loop {
         let finished = next(&layer, &race, &mut running).await;
         now = layer.clock.now();
@@ -254,7 +256,7 @@ where
             running.push(Running { copy, since: now, call });
             continue;
         };
-        let Some(failure) = Failure::of(&answered) else {
+        let Some(failure) = Failure::of(&answered, false) else {
             layer.hedge.took(now.since(since));
             for late in &running {
                 layer.hedge.took(now.since(late.since));
@@ -266,7 +268,10 @@ where
         race.failed(now, failure.asked);
         if race.is_over() {
             fed.iter().for_each(|budget| budget.failed());
-            return answered;
+            return doubtful.filter(|_| failure.not_done).unwrap_or(answered);
+        }
+        if !failure.not_done {
+            doubtful.get_or_insert(answered);
         }
         // The others will be told of; this one is not.
         budget.into_iter().for_each(|budget| budget.failed());

@@ -102,7 +102,8 @@ impl LoadShedLayer {
         Self { shared, classes: None }
     }
 
-    /// Gives each call a class: 0 is shed last. Without it all are of class 0.
+    /// Gives each call a class: 0 is shed last. Without it all are of class 0, and begin to be shed at
+    /// once only where the configuration has one class.
     #[must_use]
     pub fn by_class(self, class: impl Fn(&Request<Body>) -> u8 + Send + Sync + 'static) -> Self {
         Self { classes: Some(Arc::new(class)), ..self }

@@ -17,8 +17,8 @@ use std::{
 };
 
 use http::{HeaderValue, Request, Response, request::Parts};
-use tokio::time::sleep_until;
-use tonic::{Code, body::Body};
+use tokio::time::{sleep_until, timeout_at};
+use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::Instrument as _;
 
@@ -100,6 +100,7 @@ pub struct RetryLayer {
     budget: Option<Arc<RetryBudget>>,
     by_path: Option<Arc<ByPath>>,
     body_bytes_max: usize,
+    trusts_details: bool,
     clock: Clock,
     counters: Arc<Counters>,
 }
@@ -113,6 +114,7 @@ impl RetryLayer {
             budget: Some(Arc::default()),
             by_path: None,
             body_bytes_max: BODY_BYTES_MAX,
+            trusts_details: false,
             clock: Clock::start(),
             counters: Arc::default(),
         }
@@ -134,6 +136,14 @@ impl RetryLayer {
     #[must_use]
     pub fn body_bytes_max(self, body_bytes_max: usize) -> Self {
         Self { body_bytes_max, ..self }
+    }
+
+    /// Whether the details of an answer prove that a call was not done: those of Quorate's servers and
+    /// of the layers of this library do, unless a service between passed on what it was told by
+    /// another one. Say so only of servers that answer for themselves. Default: they prove nothing.
+    #[must_use]
+    pub fn trusts_details(self, trusts_details: bool) -> Self {
+        Self { trusts_details, ..self }
     }
 
     /// What it did so far.
@@ -228,11 +238,13 @@ where
     let repeatable = is_repeatable(&parts, layer.by_path.as_deref());
     let deadline = due.map_or(Deadline::NEVER, |due| Deadline::at(layer.clock.of(due.instant())));
     let mut attempts = 1;
+    // The first attempt that may have been carried out, whatever the later ones say of themselves.
+    let mut doubtful = None;
     loop {
         let request = Request::from_parts(attempt(&parts, attempts, due), kept.body());
         let span = tracing::debug_span!("try", attempt = attempts);
-        let answered = send(&mut inner, request, attempts).instrument(span).await;
-        let Some(failure) = Failure::of(&answered) else {
+        let answered = send(&mut inner, request, attempts, due).instrument(span).await;
+        let Some(failure) = Failure::of(&answered, layer.trusts_details) else {
             layer.counters.settled(attempts, &answered);
             return settle(answered, attempts, fed);
         };
@@ -245,7 +257,8 @@ where
         match layer.decide(&failed, now) {
             Decision::GiveUp(why) => {
                 layer.counters.gave_up(why, &parts, &failure);
-                return answered.map(|response| counted(response, attempts));
+                let told = doubtful.filter(|_| failure.not_done).unwrap_or(answered);
+                return told.map(|response| counted(response, attempts));
             }
             Decision::After(at) => {
                 layer.counters.sends_again();
@@ -255,7 +268,9 @@ where
                 }
                 let (path, pause) = (parts.uri.path(), at.since(now));
                 tracing::debug!(path, attempt = attempts, %failure, ?pause, "a call is sent again");
-                drop(answered);
+                if !failure.not_done {
+                    doubtful.get_or_insert(answered);
+                }
                 sleep_until(layer.clock.at(at)).await;
                 attempts += 1;
             }
@@ -279,6 +294,7 @@ async fn send<S>(
     inner: &mut S,
     request: Request<Body>,
     attempts: u32,
+    due: Option<Due>,
 ) -> Result<Response<Body>, BoxError>
 where
     S: Service<Request<Body>, Response = Response<Body>>,
@@ -286,7 +302,14 @@ where
 {
     if attempts > 1 {
         // For the first one the caller saw to it.
-        poll_fn(|context| inner.poll_ready(context)).await.map_err(Into::into)?;
+        let ready = poll_fn(|context| inner.poll_ready(context));
+        match due {
+            None => ready.await.map_err(Into::into)?,
+            Some(due) => timeout_at(due.instant(), ready)
+                .await
+                .map_err(|_| Status::deadline_exceeded("the service was not ready in time"))?
+                .map_err(Into::into)?,
+        }
     }
     inner.call(request).await.map_err(Into::into)
 }

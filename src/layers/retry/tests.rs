@@ -92,7 +92,7 @@ fn scripted(turns: impl IntoIterator<Item = Turn>) -> (Scripted, Seen) {
 }
 
 fn layer() -> RetryLayer {
-    RetryLayer::new(ValidConfig::default())
+    RetryLayer::new(ValidConfig::default()).trusts_details(true)
 }
 
 fn tokens(max: u32) -> Arc<RetryBudget> {
@@ -205,10 +205,13 @@ async fn attempts_are_bounded_and_the_last_failure_is_told() {
 async fn the_server_says_when() {
     let (service, seen) = scripted([pushed_back("700"), not_leader()]);
     let began = TokioInstant::now();
-    assert_eq!(code(&layer(), &service, request(false)).await, Some(Code::Ok));
+    assert_eq!(code(&layer(), &service, request(true)).await, Some(Code::Ok));
     let waited = began.elapsed();
     assert!(waited >= millis(800) && waited <= millis(905), "{waited:?}");
     assert_eq!(attempts(&seen), 3);
+    let (service, seen) = scripted([pushed_back("700")]);
+    assert_eq!(code(&layer(), &service, request(false)).await, Some(Code::Unavailable));
+    assert_eq!(attempts(&seen), 1, "when is not whether");
     let (service, seen) = scripted([pushed_back("-1")]);
     let layer = layer();
     assert_eq!(code(&layer, &service, request(true)).await, Some(Code::Unavailable));
@@ -344,10 +347,7 @@ fn turn() -> impl Strategy<Value = Turn> {
 /// Whether a turn leaves it open that the call was carried out.
 fn leaves_open(turn: &Turn) -> bool {
     match turn {
-        Turn::Answer(status) => {
-            let asks = status.metadata().get("grpc-retry-pushback-ms");
-            status.details().is_empty() && asks.is_none_or(|millis| millis == "-1")
-        }
+        Turn::Answer(status) => status.details().is_empty(),
         Turn::Fail(status) => !NotSent::is_in(status),
         Turn::Begin(_) | Turn::Hang => true,
     }
@@ -368,13 +368,22 @@ proptest! {
             .build()
             .expect("it starts");
         let config = Config { attempts_max, ..Config::default() };
-        let layer = RetryLayer::new(config.validate().expect("it works"));
+        let layer = RetryLayer::new(config.validate().expect("it works")).trusts_details(true);
         let (service, seen) = scripted(turns.clone());
         let answered = runtime.block_on(call(&layer, &service, request(repeatable)));
         let made = attempts(&seen);
         prop_assert!(made >= 1 && made <= attempts_max as usize);
         let open = turns.iter().take(made - 1).filter(|turn| leaves_open(turn)).count();
         prop_assert!(repeatable || open == 0, "{open} earlier ones may have been carried out");
+        if open > 0 && turns.get(made - 1).is_some_and(|last| !leaves_open(last)) {
+            // The last one was certainly refused, an earlier one may have been carried out.
+            let doubtful = match &answered {
+                Ok(answer) => Status::from_header_map(answer.headers())
+                    .is_some_and(|status| status.details().is_empty()),
+                Err(error) => !NotSent::is_in(&**error),
+            };
+            prop_assert!(doubtful, "the call was told to be certainly not done");
+        }
         let seen = seen.lock().expect("no panic");
         prop_assert!(seen.iter().all(|(_, body)| body == "message"));
         let stats = layer.stats();
