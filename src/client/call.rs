@@ -298,7 +298,9 @@ impl<'a> Attempts<'a> {
             self.outage_since = None;
             self.backoff = Backoff::new();
         }
-        let led = error.fact("leader_address").is_some_and(|leader| router.follow(at, leader));
+        let leader = error.fact("leader_address").map(str::to_owned);
+        let leader = leader.filter(|leader| router.follow(at, leader));
+        let led = leader.is_some();
         self.failures = self.failures.saturating_add(1);
         self.failed_at.extend(at.map(Arc::from));
         // What one node asks for does not bind another: it counts once each was asked.
@@ -333,7 +335,12 @@ impl<'a> Attempts<'a> {
         }
         // What was not sent costs nobody anything, and what waits in line comes back one by one.
         let counts = at.is_some() && matches!(self.limit, Limit::Within(_));
-        self.wait(pause, counts, margin, give_up_at).await
+        self.wait(pause, counts, margin, give_up_at).await?;
+        if let Some(leader) = leader {
+            // Else the next attempt goes where the leader is not.
+            router.reach(&leader).await;
+        }
+        Ok(())
     }
 
     /// Waits for the next attempt, and until the budget allows it where it `counts`.

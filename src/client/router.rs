@@ -9,7 +9,7 @@
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use arc_swap::ArcSwapOption;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Code, Status, metadata::MetadataMap};
 
@@ -20,11 +20,15 @@ use crate::{
         call::Effect,
     },
     machine::NODE_SERVICE,
+    types::Duration,
     wire::LEADER_KEY,
 };
 
 /// How many nodes a client knows at most, those it was led to included.
 const NODES_MAX: usize = 64;
+
+/// How long a call waits for the connection to a leader of which it was just told.
+const REACH_LIMIT: Duration = Duration::from_millis(100);
 
 /// Chooses the node for each call of a client and its clones.
 #[derive(Debug)]
@@ -138,6 +142,12 @@ impl Router {
         }
         self.leader.store(Some(Arc::new(address.into())));
         at != Some(address)
+    }
+
+    /// Waits a short time for the connection to a node of which was just told.
+    pub(crate) async fn reach(&self, address: &str) {
+        // Too late is no harm: another node is asked then.
+        let _ = timeout(REACH_LIMIT, self.balance().settled(address)).await;
     }
 
     /// Takes in what the registry says of the nodes.

@@ -229,6 +229,24 @@ impl Balance {
         self.pick(&Extensions::new()).await.map(drop)
     }
 
+    /// Waits until an endpoint that is being connected to can be called, or cannot. Cancel-safe.
+    pub(crate) async fn settled(&self, address: &str) {
+        let mut published = self.shared.published.subscribe();
+        loop {
+            published.mark_unchanged();
+            let is_settled = {
+                let snapshot = self.shared.snapshot.load();
+                let mut members = snapshot.members.iter();
+                members.find(|known| known.endpoint.address() == address).is_some_and(|known| {
+                    matches!(known.state, Connectivity::Ready | Connectivity::TransientFailure)
+                })
+            };
+            if is_settled || published.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     pub(super) fn snapshot(&self) -> Arc<Snapshot> {
         self.shared.snapshot.load_full()
     }
